@@ -1,0 +1,1 @@
+"""ep-serve: audio-visual token reduction inside vLLM."""

@@ -1,0 +1,46 @@
+# One environment in .venv, made and kept up to date by `make setup`; every other target uses it.
+
+# A python3.11 that is only a shim without an interpreter behind it does not count.
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+BIN := .venv/bin
+
+# Tests and the demo run on a CPU and without a network. vLLM starts processes of its own: two
+# threads in each keep small machines from having more threads than cores.
+export OMP_NUM_THREADS ?= 2
+export MKL_NUM_THREADS ?= $(OMP_NUM_THREADS)
+export TOKENIZERS_PARALLELISM ?= false
+export HF_HUB_OFFLINE ?= 1
+export VLLM_NO_USAGE_STATS ?= 1
+export DO_NOT_TRACK ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint format clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## create or update .venv (a second or two when nothing changed)
+	@$(PYTHON) scripts/setup_env.py
+
+demo: setup  ## serve a tiny model and show what the reduction does
+	@$(BIN)/python -m ep_serve.demo
+
+test: lint  ## lint, types, import contracts, then all tests (engine tests last)
+	@$(BIN)/pytest
+
+test-fast: setup  ## only the tests that start no engine
+	@$(BIN)/pytest -m "not engine"
+
+lint: setup  ## ruff, mypy and the import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup  ## let ruff rewrite the sources
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## delete .venv, caches and builds
+	rm -rf .venv .demo build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,7 @@
+"""The one error this room raises."""
+
+from __future__ import annotations
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used as asked; the message is one sentence for its owner."""

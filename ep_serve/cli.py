@@ -1,0 +1,127 @@
+"""The `ep-serve` command.
+
+Each entry of `COMMANDS` adds one command. A command's parser sets `handler`, which gets the parsed
+arguments and returns the exit code; it imports what it needs when it runs, so that `--help` answers
+at once. A parser that also sets `forwards=True` gets the options it does not know, in order, as
+`arguments.forwarded`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ep_serve.checkpoint.errors import CheckpointError
+
+if TYPE_CHECKING:
+    Groups = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_checkpoint(groups: Groups) -> None:
+    """`ep-serve checkpoint check | init | embedded`."""
+    parser = groups.add_parser("checkpoint", help="check a checkpoint, or make one")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+
+    check = actions.add_parser("check", help="say what is wrong with a checkpoint")
+    check.add_argument("directory", type=Path)
+    check.set_defaults(handler=check_checkpoint)
+
+    init = actions.add_parser(
+        "init",
+        help="make an untrained EchoingPixels checkpoint from a Qwen2.5-Omni one",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    init.add_argument("source", type=Path, help="directory of a stock Qwen2.5-Omni checkpoint")
+    init.add_argument("target", type=Path, help="directory to make")
+    init.add_argument("--layers", type=int, default=4, help="bidirectional layers")
+    init.add_argument("--keep-ratio", type=float, default=0.2, help="fraction of tokens to keep")
+    init.add_argument("--seed", type=int, default=0, help="of the score head's random weights")
+    init.set_defaults(handler=init_checkpoint)
+
+    embedded = actions.add_parser("embedded", help="make the tiny random checkpoint for trials")
+    embedded.add_argument("--to", type=Path, required=True, metavar="DIR", help="directory to make")
+    embedded.add_argument("--seed", type=int, default=0, help="of the random weights")
+    embedded.set_defaults(handler=embedded_checkpoint)
+
+
+def check_checkpoint(arguments: argparse.Namespace) -> int:
+    """Print every finding; 1 if one of them is an error."""
+    _quiet_transformers()
+    from ep_serve.checkpoint.check import check
+
+    findings = check(arguments.directory)
+    for finding in findings:
+        print(finding)
+    if any(finding.severity == "error" for finding in findings):
+        return 1
+    print(f"{arguments.directory} is an EchoingPixels checkpoint that can be served")
+    return 0
+
+
+def init_checkpoint(arguments: argparse.Namespace) -> int:
+    """Make a checkpoint to train, and say what it is."""
+    _quiet_transformers()
+    from ep_serve.checkpoint.init import init
+
+    made = init(
+        arguments.source,
+        arguments.target,
+        layers=arguments.layers,
+        keep_ratio=arguments.keep_ratio,
+        seed=arguments.seed,
+    )
+    print(f"{made.directory}: {made.tensors} tensors, {made.nbytes / 2**30:.2f} GiB")
+    for part, count in sorted(made.left_out.items()):
+        print(f"left out: {count} tensors of {part}")
+    print(
+        "This checkpoint is UNTRAINED. Its refiner is a copy of the first "
+        f"{arguments.layers} decoder layers and its score head is random: train it before you "
+        "trust an answer."
+    )
+    return 0
+
+
+def embedded_checkpoint(arguments: argparse.Namespace) -> int:
+    """Make the embedded checkpoint."""
+    _quiet_transformers()
+    from ep_serve.checkpoint.embedded import build
+
+    print(f"{build(arguments.to, arguments.seed)}: random weights, for trials only")
+    return 0
+
+
+def _quiet_transformers() -> None:
+    # Loading any Qwen2.5-Omni configuration warns about the token ids of the unused voice.
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+
+
+COMMANDS: tuple[Callable[[Groups], None], ...] = (add_checkpoint,)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code, 0 or 1.
+
+    Errors are one line on stderr. A wrong usage ends the process with exit code 2, as argparse
+    does.
+    """
+    parser = argparse.ArgumentParser(
+        prog="ep-serve", description="Audio-visual token reduction inside vLLM."
+    )
+    groups = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in COMMANDS:
+        add(groups)
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown and not getattr(arguments, "forwards", False):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    arguments.forwarded = unknown
+    try:
+        code: int = arguments.handler(arguments)
+    except (CheckpointError, OSError) as error:
+        print(f"ep-serve: {error}", file=sys.stderr)
+        return 1
+    return code

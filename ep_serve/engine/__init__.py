@@ -1,0 +1,1 @@
+"""What runs inside vLLM: processor, model, refiner, worker part, statistics."""

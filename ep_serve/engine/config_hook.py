@@ -1,0 +1,65 @@
+"""What must be set in vLLM's configuration for the model to run.
+
+vLLM calls this for our architecture while it builds its configuration, in the process that serves, so
+no flag is needed.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
+from vllm.platforms import current_platform
+
+from ep_serve.engine.media_io import CONNECTOR
+from ep_serve.engine.settings import Settings
+from ep_serve.sieve import get_sieve
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+_NGRAM_METHODS = frozenset({"ngram", "ngram_gpu", "suffix"})
+"""Speculative methods that read token ids only."""
+
+_PRUNING_SWITCH = 0.5
+"""Any rate above 0 makes the runners ask the model for positions; the value itself is not used."""
+
+
+class ReducingConfig(VerifyAndUpdateConfig):
+    """See the module."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: VllmConfig) -> None:
+        """Check the server's settings and switch on what the model relies on.
+
+        Raises:
+            ValueError: a setting that cannot work, in one sentence.
+        """
+        settings = Settings.resolve(vllm_config)
+        get_sieve(settings.engine.sieve)
+        _refuse_drafters(vllm_config)
+        settings.attach(vllm_config.model_config)
+
+        mm_config = vllm_config.model_config.multimodal_config
+        assert mm_config is not None, "the architecture is multimodal"
+        mm_config.video_pruning_rate = _PRUNING_SWITCH
+        mm_config.mm_processor_kwargs = None  # read above; not for the Hugging Face processor
+        os.environ.setdefault("VLLM_MEDIA_CONNECTOR", CONNECTOR)
+
+        parallel = vllm_config.parallel_config
+        parallel.worker_extension_cls = "ep_serve.engine.worker.ReductionReports"
+        if current_platform.is_cpu():
+            mm_config.skip_mm_profiling = True  # memory is not budgeted by a dry run here
+            if parallel.worker_cls == "auto":
+                parallel.worker_cls = "ep_serve.engine.worker.ReducingCPUWorker"
+
+
+def _refuse_drafters(vllm_config: VllmConfig) -> None:
+    speculative = vllm_config.speculative_config
+    method = getattr(speculative, "method", None)
+    if method is not None and method not in _NGRAM_METHODS:
+        raise ValueError(
+            f"speculative decoding with {method!r} is not supported: a draft model would need the "
+            f"reduced prompt; use one of {', '.join(sorted(_NGRAM_METHODS))} or none"
+        )

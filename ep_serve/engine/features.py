@@ -1,0 +1,224 @@
+"""From one medium to what the towers read: pixel patches and a log-mel spectrum.
+
+The arithmetic is that of the checkpoint's own Hugging Face processor; media are processed one by one,
+so that each can be remembered by its content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from cachetools import LRUCache
+
+from ep_serve import media
+from ep_serve.engine.media_io import DecodedMedium, EncodedMedium, Medium
+from ep_serve.layout import Audio, Image, Video, audio_token_count
+from ep_serve.layout import Medium as Shape
+
+if TYPE_CHECKING:
+    from ep_serve.engine.settings import MediaOptions, Settings
+
+SAMPLE_RATE = 16_000
+TEMPORAL_PATCH = 2
+
+VIDEO_PIXELS = (128 * 28 * 28, 768 * 28 * 28)
+"""Least and most pixels of a video frame: the defaults of `Qwen2_5OmniProcessorKwargs`, which win
+over the checkpoint's own video processor."""
+
+
+@dataclass(frozen=True)
+class MediumFeatures:
+    """What the towers need of one medium, and its shape for the layout."""
+
+    key: bytes
+    """Hash of the content and of the options that shaped it (32 bytes)."""
+    shape: Shape
+    pixel_values: torch.Tensor | None = None
+    """(patches, values) in the model's dtype; None for a sound."""
+    grid_thw: tuple[int, int, int] = (0, 0, 0)
+    mel: torch.Tensor | None = None
+    """(bins, frames) in the model's dtype; None without sound."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (self.pixel_values, self.mel) if t is not None)
+
+
+class MediaProcessor:
+    """Decodes media, computes their features and remembers those of recent ones.
+
+    Thread-safe. `hits` and `misses` count look-ups in the memory.
+    """
+
+    def __init__(self, hf_processor: Any, settings: Settings, dtype: torch.dtype) -> None:
+        self._video_processor = hf_processor.video_processor
+        self._image_processor = hf_processor.image_processor
+        self._feature_extractor = hf_processor.feature_extractor
+        self._settings = settings
+        self._limits = media.MediaLimits(
+            max_duration_s=settings.engine.max_media_seconds,
+            timeout_s=settings.engine.decode_timeout_s,
+        )
+        self._dtype = dtype
+        capacity = max(1, int(settings.engine.media_cache_gib * 2**30))
+        self._recent: LRUCache[bytes, MediumFeatures] = LRUCache(
+            capacity, getsizeof=lambda f: f.nbytes
+        )
+        self._lock = threading.Lock()
+        self.hits = 0
+        self.misses = 0
+
+    def key(self, medium: Medium | None, content_id: str | None, options: MediaOptions) -> bytes:
+        """The name under which the features of a medium are remembered.
+
+        Args:
+            medium: None if the client sent only an id.
+            content_id: the id that the client gave the content (`uuid`), if any.
+        """
+        if content_id is not None:
+            content = b"id:" + content_id.encode()
+        elif medium is not None:
+            content = b"sha256:" + medium.digest
+        else:
+            raise ValueError("A medium without data needs the id (uuid) of an earlier one.")
+        kind = medium.modality if medium is not None else "unknown"
+        shaping = options.model_dump(exclude={"keep_ratio"})
+        return hashlib.sha256(b"|".join([content, kind.encode(), repr(shaping).encode()])).digest()
+
+    def features(self, medium: Medium | None, key: bytes, options: MediaOptions) -> MediumFeatures:
+        """Look the features up, or compute them.
+
+        Raises:
+            MediaError: what is wrong with the file (HTTP 400).
+        """
+        with self._lock:
+            found = self._recent.get(key)
+            if found is not None:
+                self.hits += 1
+                return found
+            self.misses += 1
+        if medium is None:
+            raise ValueError("The medium was sent only as an id (uuid), but it is not remembered.")
+        computed = self._compute(medium, key, options)
+        with self._lock:
+            if computed.nbytes <= self._recent.maxsize:
+                self._recent[key] = computed
+        return computed
+
+    def _compute(self, medium: Medium, key: bytes, options: MediaOptions) -> MediumFeatures:
+        if medium.modality == "video":
+            return self._video(key, self._clip(medium, options), options)
+        if medium.modality == "audio":
+            return self._sound(key, self._waveform(medium))
+        return self._image(key, self._picture(medium), options)
+
+    # -- decoding ------------------------------------------------------------------------------
+
+    def _clip(self, medium: Medium, options: MediaOptions) -> media.Clip:
+        if isinstance(medium, DecodedMedium):
+            frames = _even(medium.array)
+            return media.Clip(
+                frames=frames, fps=medium.rate, sound=None, duration_s=len(frames) / medium.rate
+            )
+        rule = media.SamplingRule(fps=options.fps, max_frames=self._settings.media.max_frames)
+        return media.decode_clip(medium.data, rule, self._limits, sound=options.sound)
+
+    def _waveform(self, medium: Medium) -> np.ndarray:
+        if isinstance(medium, EncodedMedium):
+            return media.decode_sound(medium.data, self._limits)
+        if medium.rate == SAMPLE_RATE:
+            return medium.array
+        return media.resample(medium.array, int(medium.rate), SAMPLE_RATE)
+
+    def _picture(self, medium: Medium) -> np.ndarray:
+        if isinstance(medium, EncodedMedium):
+            return media.decode_image(medium.data, self._limits)
+        return medium.array
+
+    # -- features ------------------------------------------------------------------------------
+
+    def _video(self, key: bytes, clip: media.Clip, options: MediaOptions) -> MediumFeatures:
+        low, high = VIDEO_PIXELS
+        patches, grid = _patches(
+            self._video_processor(
+                videos=[torch.from_numpy(clip.frames).permute(0, 3, 1, 2)],
+                size=_size(options, low, high),
+                do_sample_frames=False,
+                return_tensors="pt",
+            ),
+            "pixel_values_videos",
+            "video_grid_thw",
+        )
+        mel = None if clip.sound is None else self._mel(clip.sound)
+        tokens = 0 if mel is None else audio_token_count(mel.shape[1])
+        return MediumFeatures(
+            key=key,
+            shape=Video(grid, second_per_grid=TEMPORAL_PATCH / clip.fps, audio_tokens=tokens),
+            pixel_values=patches.to(self._dtype),
+            grid_thw=grid,
+            mel=mel if tokens else None,
+        )
+
+    def _image(self, key: bytes, pixels: np.ndarray, options: MediaOptions) -> MediumFeatures:
+        own = self._image_processor.size
+        patches, grid = _patches(
+            self._image_processor(
+                images=[torch.from_numpy(pixels).permute(2, 0, 1)],
+                size=_size(options, own["shortest_edge"], own["longest_edge"]),
+                return_tensors="pt",
+            ),
+            "pixel_values",
+            "image_grid_thw",
+        )
+        return MediumFeatures(
+            key=key, shape=Image(grid), pixel_values=patches.to(self._dtype), grid_thw=grid
+        )
+
+    def _sound(self, key: bytes, waveform: np.ndarray) -> MediumFeatures:
+        mel = self._mel(waveform)
+        tokens = audio_token_count(mel.shape[1])
+        if not tokens:
+            raise media.MediaError(
+                f"The sound is too short: {len(waveform)} samples at {SAMPLE_RATE} Hz make no token."
+            )
+        return MediumFeatures(key=key, shape=Audio(tokens), mel=mel)
+
+    def _mel(self, waveform: np.ndarray) -> torch.Tensor:
+        """(bins, ceil(samples / hop)) log-mel spectrum.
+
+        The reference pads every sound with zeros to its longest length. Only the zeros that a window
+        can reach matter, so one window of them gives the same frames for a fraction of the work.
+        """
+        extractor = self._feature_extractor
+        hop, window = extractor.hop_length, extractor.n_fft
+        frames = -(-len(waveform) // hop)
+        padded = np.zeros(frames * hop + window, dtype=np.float32)
+        padded[: len(waveform)] = waveform
+        spectrum = extractor(
+            padded, sampling_rate=SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt"
+        )["input_features"][0]
+        return spectrum[:, :frames].to(self._dtype).contiguous()
+
+
+def _even(frames: np.ndarray) -> np.ndarray:
+    """An even number of frames: two make one temporal patch, the last one may repeat."""
+    return frames if len(frames) % 2 == 0 else np.concatenate([frames, frames[-1:]])
+
+
+def _size(options: MediaOptions, low: int, high: int) -> dict[str, int]:
+    """The processor's pixel bounds; a bound that is asked for moves the other if they cross."""
+    low = low if options.min_pixels is None else options.min_pixels
+    high = high if options.max_pixels is None else options.max_pixels
+    if low > high:
+        low, high = (high, high) if options.min_pixels is None else (low, low)
+    return {"shortest_edge": low, "longest_edge": high}
+
+
+def _patches(output: Any, values: str, grid: str) -> tuple[torch.Tensor, tuple[int, int, int]]:
+    time, height, width = (int(n) for n in output[grid][0])
+    return output[values], (time, height, width)

@@ -1,0 +1,181 @@
+"""The one fused item that a request becomes.
+
+All media of a request, and its text where the sieve reads it, reach vLLM as a single multimodal item:
+the scheduler then sees one placeholder that is as long as the reduced prompt, and the worker gets
+everything at once that the joint pool needs. This file is the only place that knows the item's
+fields: `pack` runs in the API process, `unpack` in the worker.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from vllm.multimodal.inputs import (
+    MultiModalBatchedField,
+    MultiModalFieldElem,
+    MultiModalKwargsItem,
+)
+
+from ep_serve.layout import Kind, Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ep_serve.engine.features import MediumFeatures
+
+MODALITY = "av"
+"""The modality under which vLLM schedules fused items.
+
+It is not "video" on purpose: with pruning on, vLLM 0.32 encodes items of that name one at a time
+(`v1/worker/gpu_model_runner.py`, `_execute_mm_encoder`); under another name they are batched.
+"""
+
+PATCH_VALUES = 3 * 2 * 14 * 14
+"""Numbers in one vision patch: colours x frames x rows x columns."""
+
+MEL_BINS = 128
+
+KEY_BYTES = 32
+
+PROFILING_KEY = bytes(KEY_BYTES)
+"""The key of the blank item that device memory is profiled with."""
+
+_ON_DEVICE = ("pixel_values", "mel")
+"""Fields that move to the device; the others stay on the CPU, where positions are computed."""
+
+
+@dataclass(frozen=True)
+class FusedItem:
+    """One request as the worker sees it. Tensors: int64 on the CPU unless said otherwise."""
+
+    key: bytes
+    """Hash of everything the result depends on."""
+    token_ids: torch.Tensor
+    """(L,) the full prompt."""
+    kinds: torch.Tensor
+    """(L,) int8, see `Kind`."""
+    media: torch.Tensor
+    """(L,) index of the medium, -1 for text."""
+    positions: torch.Tensor
+    """(3, L) rotary positions of the full prompt."""
+    keep: int
+    """AV tokens to keep."""
+    vision_keys: list[bytes]
+    """One content hash for each video or image, in prompt order."""
+    vision_grids: torch.Tensor
+    """(n, 3) patches in time, height and width of each video or image."""
+    audio_keys: list[bytes]
+    audio_frames: torch.Tensor
+    """(n,) spectrum frames of each sound."""
+    pixel_values: torch.Tensor
+    """(patches, PATCH_VALUES), model dtype, on the device: all videos and images."""
+    mel: torch.Tensor
+    """(MEL_BINS, frames), model dtype, on the device: all sounds."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of the full prompt."""
+        return self.token_ids.shape[0]
+
+    @property
+    def num_text(self) -> int:
+        return int((self.kinds == Kind.TEXT).sum())
+
+    @property
+    def reduced_length(self) -> int:
+        return self.num_text + self.keep
+
+    @property
+    def delta(self) -> int:
+        """First decoded position minus reduced length; the maximum counts even if it is dropped."""
+        return int(self.positions.max()) + 1 - self.reduced_length
+
+
+def pack(
+    key: bytes, layout: Layout, keep: int, features: Sequence[MediumFeatures], dtype: torch.dtype
+) -> MultiModalKwargsItem:
+    """Build the item that vLLM sends to the worker."""
+    vision = [f for f in features if f.pixel_values is not None]
+    sounds = [f for f in features if f.mel is not None]
+    fields = {
+        "key": _bytes_tensor([key])[0],
+        "token_ids": torch.from_numpy(layout.token_ids),
+        "kinds": torch.from_numpy(layout.kinds),
+        "media": torch.from_numpy(layout.media),
+        "positions": torch.from_numpy(layout.positions),
+        "keep": torch.tensor([keep]),
+        "vision_keys": _bytes_tensor([f.key for f in vision]),
+        "vision_grids": torch.tensor([f.grid_thw for f in vision]).reshape(-1, 3),
+        "audio_keys": _bytes_tensor([f.key for f in sounds]),
+        "audio_frames": torch.tensor(
+            [f.mel.shape[1] for f in sounds if f.mel is not None], dtype=torch.int64
+        ),
+        "pixel_values": _concatenate(
+            [f.pixel_values for f in vision], torch.empty(0, PATCH_VALUES, dtype=dtype), dim=0
+        ),
+        "mel": _concatenate([f.mel for f in sounds], torch.empty(MEL_BINS, 0, dtype=dtype), dim=1),
+    }
+    return MultiModalKwargsItem(
+        {
+            name: MultiModalFieldElem(
+                data=value,
+                field=MultiModalBatchedField(keep_on_cpu=name not in _ON_DEVICE),
+            )
+            for name, value in fields.items()
+        }
+    )
+
+
+def unpack(batch: Mapping[str, Any]) -> list[FusedItem]:
+    """The items of a batch, from the keyword arguments of `embed_multimodal`.
+
+    Each value is a list of tensors, or one stacked tensor where all shapes agree.
+    """
+    return [_unpack_one({name: values[i] for name, values in batch.items()}) for i in range(len(batch["key"]))]
+
+
+def unpack_cpu_fields(item: Mapping[str, MultiModalFieldElem]) -> FusedItem:
+    """An item without its device tensors, as the scheduler keeps it for cached prefixes."""
+    fields: dict[str, Any] = {
+        name: elem.data for name, elem in item.items() if name not in _ON_DEVICE
+    }
+    empty = torch.empty(0)
+    return _unpack_one({**fields, "pixel_values": empty, "mel": empty})
+
+
+def _unpack_one(fields: dict[str, Any]) -> FusedItem:
+    return FusedItem(
+        key=_to_bytes(fields["key"]),
+        token_ids=fields["token_ids"],
+        kinds=fields["kinds"],
+        media=fields["media"],
+        positions=fields["positions"],
+        keep=int(fields["keep"][0]),
+        vision_keys=[_to_bytes(row) for row in fields["vision_keys"]],
+        vision_grids=fields["vision_grids"],
+        audio_keys=[_to_bytes(row) for row in fields["audio_keys"]],
+        audio_frames=fields["audio_frames"],
+        pixel_values=fields["pixel_values"],
+        mel=fields["mel"],
+    )
+
+
+def _bytes_tensor(keys: list[bytes]) -> torch.Tensor:
+    array = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, KEY_BYTES)
+    return torch.from_numpy(array.copy())
+
+
+def _to_bytes(row: torch.Tensor) -> bytes:
+    return row.numpy().tobytes()
+
+
+def _concatenate(
+    parts: Sequence[torch.Tensor | None], empty: torch.Tensor, dim: int
+) -> torch.Tensor:
+    present = [part for part in parts if part is not None]
+    if len(present) == 1:
+        return present[0]  # no copy of a clip more than needed
+    return torch.cat(present, dim=dim) if present else empty

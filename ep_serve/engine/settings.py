@@ -1,0 +1,248 @@
+"""Server settings and the request fields that may override them.
+
+Server settings come from vLLM's own options: `--additional-config '{"ep_serve": {...}}'` for what
+belongs to this project and `--mm-processor-kwargs '{...}'` for the processing of media. A request may
+override the fields of `RequestOptions`, inside the bounds that the server sets.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from vllm.exceptions import VLLMValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm.config import ModelConfig, VllmConfig
+
+ADDITIONAL_CONFIG_KEY = "ep_serve"
+"""The entry of vLLM's `additional_config` that holds this project's settings."""
+
+_HF_ATTRIBUTE = "ep_serve_settings"
+"""Where the resolved settings travel to every process: an attribute of the model's config."""
+
+TOKEN_PIXELS = 28 * 28
+"""Pixels of one frame that become one token (patch 14, merged 2 x 2)."""
+
+
+class MediaSettings(BaseModel):
+    """How media become tokens; the defaults are those of the Qwen2.5-Omni processor.
+
+    `--mm-processor-kwargs` sets them for the server.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    keep_ratio: float | None = Field(default=None, gt=0, le=1)
+    """Fraction of the AV tokens to keep; the checkpoint's `compression_ratio` if not given."""
+    fps: float = Field(default=2.0, gt=0, le=30)
+    """Frames sampled from each second of a video."""
+    min_pixels: int | None = Field(default=None, ge=TOKEN_PIXELS)
+    """Smaller frames and pictures are enlarged to this many pixels."""
+    max_pixels: int | None = Field(default=None, ge=TOKEN_PIXELS)
+    """Larger frames and pictures are shrunk to this many pixels; also the bound for requests."""
+    max_frames: int = Field(default=768, ge=2, le=100_000)
+    """Frames sampled from one video at most; longer videos are sampled more sparsely."""
+    max_fps: float = Field(default=4.0, gt=0, le=60)
+    """The highest `fps` a request may ask for."""
+    use_audio_in_video: bool = True
+    """Whether the sound track of a video is used."""
+
+    @model_validator(mode="after")
+    def _bounds_agree(self) -> Self:
+        low, high = self.min_pixels, self.max_pixels
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"min_pixels ({low}) is greater than max_pixels ({high})")
+        if self.fps > self.max_fps:
+            raise ValueError(f"fps ({self.fps}) is greater than max_fps ({self.max_fps})")
+        return self
+
+
+class EngineSettings(BaseModel):
+    """The `ep_serve` entry of vLLM's `additional_config`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sieve: str = "cs2"
+    """Name of the sieve in the registry."""
+    max_full_tokens: int | None = Field(default=None, ge=1)
+    """Longest prompt before reduction, in tokens; four times `max_model_len` if not given.
+
+    Device memory is profiled with a prompt of this length, longer ones are refused.
+    """
+    tower_cache_gib: float = Field(default=1.0, ge=0)
+    """Memory for the tower outputs of recent media, on the device of the model."""
+    media_cache_gib: float = Field(default=2.0, ge=0)
+    """Memory for the processed pixels and spectra of recent media, in the API process."""
+    max_media_seconds: float = Field(default=1800.0, gt=0)
+    """Longest video or sound that is decoded."""
+    decode_timeout_s: float = Field(default=9.0, gt=0)
+    """Wall time for decoding one medium."""
+
+
+class RequestOptions(BaseModel):
+    """Fields of ours in a request body, and the keys of vLLM's `mm_processor_kwargs`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    keep_ratio: float | None = None
+    fps: float | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    use_audio_in_video: bool | None = None
+
+    @field_validator("keep_ratio", "fps", mode="before")
+    @classmethod
+    def _a_number(cls, value: object) -> object:
+        if value is None:
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError("must be a number")
+        if not math.isfinite(value):
+            raise ValueError("must be finite")
+        return float(value)
+
+    @field_validator("keep_ratio")
+    @classmethod
+    def _a_fraction(cls, value: float | None) -> float | None:
+        if value is not None and not 0 < value <= 1:
+            raise ValueError("must be greater than 0 and at most 1")
+        return value
+
+
+REQUEST_FIELDS = frozenset(RequestOptions.model_fields)
+
+
+class Settings(BaseModel):
+    """All settings of a running server."""
+
+    model_config = ConfigDict(frozen=True)
+
+    media: MediaSettings
+    engine: EngineSettings
+    keep_ratio: float
+    max_full_tokens: int
+
+    @classmethod
+    def resolve(cls, vllm_config: VllmConfig) -> Settings:
+        """Read and check the settings of a server that starts.
+
+        Raises:
+            ValueError: one sentence for each setting that makes no sense.
+        """
+        model_config = vllm_config.model_config
+        given: Any = vllm_config.additional_config or {}
+        own = given.get(ADDITIONAL_CONFIG_KEY, {}) if isinstance(given, dict) else {}
+        return cls._build(model_config, own)
+
+    @classmethod
+    def _build(cls, model_config: ModelConfig, own: Mapping[str, Any]) -> Settings:
+        from ep_serve.checkpoint.config import ReductionConfig
+
+        mm_config = model_config.multimodal_config
+        media_kwargs = (mm_config.mm_processor_kwargs if mm_config else None) or {}
+        try:
+            engine = EngineSettings(**own)
+            media = MediaSettings(**media_kwargs)
+        except ValidationError as error:
+            raise ValueError(_sentences(error)) from None
+        reduction = ReductionConfig.from_hf(model_config.hf_config)
+        return cls(
+            media=media,
+            engine=engine,
+            keep_ratio=media.keep_ratio or reduction.keep_ratio,
+            max_full_tokens=engine.max_full_tokens or 4 * model_config.max_model_len,
+        )
+
+    def attach(self, model_config: ModelConfig) -> None:
+        """Keep the settings on the model's config, which every process receives."""
+        setattr(model_config.hf_config, _HF_ATTRIBUTE, self.model_dump())
+
+    @classmethod
+    def of(cls, model_config: ModelConfig) -> Settings:
+        """The settings attached to a model's config, or the defaults."""
+        attached = getattr(model_config.hf_config, _HF_ATTRIBUTE, None)
+        return cls(**attached) if attached else cls._build(model_config, {})
+
+    def merge(self, request: Mapping[str, object]) -> MediaOptions:
+        """The options of one request: what it asks for, inside the server's bounds.
+
+        Raises:
+            VLLMValidationError: names the field, the limit and the value (HTTP 400).
+        """
+        asked = parse_request_options(request)
+        media = self.media
+        _at_most("fps", asked.fps, media.max_fps)
+        if asked.fps is not None and asked.fps <= 0:
+            raise _invalid("fps", "must be greater than 0", asked.fps)
+        if media.max_pixels is not None:
+            _at_most("max_pixels", asked.max_pixels, media.max_pixels)
+            _at_most("min_pixels", asked.min_pixels, media.max_pixels)
+        for name in ("min_pixels", "max_pixels"):
+            value = getattr(asked, name)
+            if value is not None and value < TOKEN_PIXELS:
+                raise _invalid(name, f"must be at least {TOKEN_PIXELS}", value)
+        low = asked.min_pixels if asked.min_pixels is not None else media.min_pixels
+        high = asked.max_pixels if asked.max_pixels is not None else media.max_pixels
+        if low is not None and high is not None and low > high:
+            if asked.min_pixels is not None:
+                raise _invalid("min_pixels", f"must be at most max_pixels ({high})", low)
+            low = high
+        sound = asked.use_audio_in_video
+        return MediaOptions(
+            keep_ratio=asked.keep_ratio if asked.keep_ratio is not None else self.keep_ratio,
+            fps=asked.fps if asked.fps is not None else media.fps,
+            min_pixels=low,
+            max_pixels=high,
+            sound=media.use_audio_in_video if sound is None else sound,
+        )
+
+
+class MediaOptions(BaseModel):
+    """The options in force for one request."""
+
+    model_config = ConfigDict(frozen=True)
+
+    keep_ratio: float
+    fps: float
+    min_pixels: int | None
+    max_pixels: int | None
+    sound: bool
+
+
+def parse_request_options(fields: Mapping[str, object]) -> RequestOptions:
+    """Validate the request fields of ours.
+
+    Raises:
+        VLLMValidationError: names the field and what is wrong with its value (HTTP 400).
+    """
+    try:
+        return RequestOptions(**fields)  # type: ignore[arg-type]  # validated by pydantic
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "request"
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(sorted(REQUEST_FIELDS))
+            raise _invalid(name, f"is not an option of this server (known: {known})", None) from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise _invalid(name, reason, first["input"]) from None
+
+
+def _at_most(name: str, value: float | None, limit: float) -> None:
+    if value is not None and value > limit:
+        raise _invalid(name, f"must be at most {limit}, the limit of this server", value)
+
+
+def _invalid(name: str, reason: str, value: object) -> VLLMValidationError:
+    shown = "" if value is None else f" (got {value!r})"
+    return VLLMValidationError(f"{name} {reason}{shown}.", parameter=name)
+
+
+def _sentences(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(str(part) for part in item['loc']) or 'setting'}: {item['msg']}"
+        for item in error.errors()
+    )

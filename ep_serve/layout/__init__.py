@@ -1,0 +1,36 @@
+"""The CPU side of a prompt: expansion, positions and budgets, known before any tensor exists.
+
+Numpy only. The usual street: describe the media of a request (`Video`, `Audio`, `Image`), call
+`build_layout`, then ask `keep_count` how much of the pool survives.
+"""
+
+from __future__ import annotations
+
+from ep_serve.layout.budget import keep_count, spread
+from ep_serve.layout.build import Layout, PlaceholderError, build_layout
+from ep_serve.layout.kinds import Kind
+from ep_serve.layout.media import (
+    Audio,
+    Image,
+    Medium,
+    Video,
+    audio_token_count,
+    video_tokens,
+)
+from ep_serve.layout.tokens import MediaTokens
+
+__all__ = [
+    "Audio",
+    "Image",
+    "Kind",
+    "Layout",
+    "MediaTokens",
+    "Medium",
+    "PlaceholderError",
+    "Video",
+    "audio_token_count",
+    "build_layout",
+    "keep_count",
+    "spread",
+    "video_tokens",
+]

@@ -1,0 +1,135 @@
+"""Opening files nobody vouches for with FFmpeg.
+
+FFmpeg reads more than 300 formats, among them playlists that make it open other files and
+addresses. Only containers that hold their own data and codecs in common use are let in here, no
+protocol is, and every read stops at a deadline.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition, Stream
+
+from ep_serve.media.errors import MediaError
+from ep_serve.media.limits import Deadline, MediaLimits
+
+DEMUXERS = (
+    *("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "gif"),
+    *("ogg", "wav", "mp3", "flac", "aac"),
+)
+DECODERS = (
+    *("h264", "hevc", "libdav1d", "av1", "vp8", "vp9", "mpeg4", "mpeg2video", "mpeg1video"),
+    *("h263", "flv", "mjpeg", "gif", "theora", "prores", "ffv1", "png", "rawvideo"),
+    *("aac", "aac_latm", "mp3", "mp3float", "mp2", "mp2float", "opus", "vorbis", "flac", "alac"),
+    *("ac3", "eac3", "amrnb", "amrwb", "speex", "adpcm_ms", "adpcm_ima_wav"),
+    *("pcm_u8", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_s32be"),
+    *("pcm_f32le", "pcm_f32be", "pcm_f64le", "pcm_mulaw", "pcm_alaw"),
+)
+GUESSED_DURATION = ("mp3", "aac", "mpeg", "mpegts")
+"""Demuxers whose duration is an estimate from the bit rate or from the last timestamp."""
+
+_DAMAGE = (av.FFmpegError, ArithmeticError, LookupError, OSError, RuntimeError, ValueError)
+_S = TypeVar("_S", bound=Stream)
+
+
+class Source(io.BytesIO):
+    """The bytes of a file, which end at the deadline.
+
+    An exception cannot travel through FFmpeg reliably, an early end of file can.
+    """
+
+    def __init__(self, data: bytes, deadline: Deadline) -> None:
+        super().__init__(data)
+        self._deadline = deadline
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return b"" if self._deadline.passed else super().read(size)
+
+
+@contextmanager
+def open_media(
+    data: bytes, what: str, limits: MediaLimits, deadline: Deadline
+) -> Iterator[InputContainer]:
+    """Open the container in `data` and close it at the end of the block.
+
+    Whatever FFmpeg raises within the block becomes a `MediaError` about the `what`.
+    """
+    if not data:
+        raise MediaError(f"the {what} is empty (0 bytes)")
+    unknown = (
+        f"the {what} is not in a container that is served ({', '.join(DEMUXERS)}), "
+        "or its header is missing, cut short or damaged"
+    )
+    with _damage_as(unknown, deadline):
+        container = av.open(
+            Source(data, deadline),
+            mode="r",
+            # FFmpeg decodes the first pictures while it opens a file: the bounds hold there too.
+            options=_codec_options(limits),
+            container_options={
+                "format_whitelist": ",".join(DEMUXERS),
+                "codec_whitelist": ",".join(DECODERS),
+                "protocol_whitelist": "none",
+            },
+            metadata_errors="replace",
+        )
+    with container, _damage_as(f"the {what} is damaged and cannot be read", deadline):
+        deadline.check()
+        if container.duration and container.format.name not in GUESSED_DURATION:
+            limits.check_duration(what, container.duration / av.time_base)
+        yield container
+
+
+def pick_stream(streams: tuple[_S, ...]) -> _S | None:
+    """The stream a player would choose: the first one marked as default, else the first one."""
+    real = [s for s in streams if not s.disposition & Disposition.attached_pic]
+    default = (s for s in real if s.disposition & Disposition.default)
+    return next(default, real[0] if real else None)
+
+
+def prepare_decoder(stream: Stream, what: str, limits: MediaLimits) -> None:
+    """Bound the decoder of `stream`, or refuse its codec.
+
+    One thread: FFmpeg's own threads can wait for the interpreter lock while Python waits for
+    them, and a server decodes several files side by side anyway.
+    """
+    codec: Any = stream.codec_context  # None where FFmpeg has no decoder
+    if codec is None or codec.name not in DECODERS:
+        name = "unknown" if codec is None else codec.name
+        raise MediaError(f"the {what} uses the codec {name}, which is not served")
+    codec.options = _codec_options(limits)
+    codec.thread_type = "NONE"
+    codec.thread_count = 1
+
+
+def check_complete(container: InputContainer, stream: Stream, what: str, packets: int) -> None:
+    """Refuse a file whose index promises more packets of a stream than were found.
+
+    Only the index of MP4 and its relatives lists every packet.
+    """
+    promised = len(stream.index_entries) if "mp4" in container.format.name else 0
+    if packets < promised:
+        raise MediaError(
+            f"the {what} is cut short: its index lists {promised} packets, the file holds {packets}"
+        )
+
+
+@contextmanager
+def _damage_as(sentence: str, deadline: Deadline) -> Iterator[None]:
+    try:
+        yield
+    except MediaError:
+        raise
+    except _DAMAGE as error:
+        deadline.check()
+        raise MediaError(sentence) from error
+
+
+def _codec_options(limits: MediaLimits) -> dict[str, str]:
+    return {"max_pixels": str(limits.max_pixels), "threads": "1"}

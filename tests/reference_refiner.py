@@ -101,11 +101,11 @@ class _Attention(nn.Module):
         query, key = apply_sync_rope(
             self.q_proj(hidden), self.k_proj(hidden), cos, sin, self.head_dim
         )
-        heads = [
-            x.view(len(x), -1, self.head_dim).transpose(0, 1)[None]
+        query, key, value = (
+            x.view(1, len(x), -1, self.head_dim).transpose(1, 2)
             for x in (query, key, self.v_proj(hidden))
-        ]
-        mixed = F.scaled_dot_product_attention(*heads, enable_gqa=True)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
         output: Tensor = self.o_proj(mixed[0].transpose(0, 1).flatten(1))
         return output
 

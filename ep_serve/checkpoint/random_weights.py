@@ -20,7 +20,7 @@ def random_tensor(name: str, shape: tuple[int, ...], std: float, seed: int) -> t
     SHAKE-256 hash function.
     """
     count = math.prod(shape)
-    raw = hashlib.shake_256(f"{seed}:{name}".encode()).digest(count * SUMMANDS * 2)
+    raw = hashlib.shake_256(f"{name}/{seed}".encode()).digest(count * SUMMANDS * 2)
     total = np.frombuffer(raw, "<u2").reshape(count, SUMMANDS).sum(axis=1, dtype=np.int64)
     centred = total - SUMMANDS * 65535 // 2
     return torch.from_numpy((centred * (std / SPREAD)).astype(np.float32)).reshape(shape)

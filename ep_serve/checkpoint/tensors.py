@@ -82,8 +82,8 @@ class NewTensor:
     @classmethod
     def of(cls, values: torch.Tensor, dtype: str) -> NewTensor:
         """`values` cast to a floating `dtype`."""
-        cast = values.to(TORCH_DTYPES[dtype]).contiguous()
-        return cls(dtype, tuple(values.shape), cast.view(torch.uint8).numpy().tobytes())
+        flat = values.to(TORCH_DTYPES[dtype]).reshape(-1)
+        return cls(dtype, tuple(values.shape), flat.view(torch.uint8).numpy().tobytes())
 
     @property
     def nbytes(self) -> int:

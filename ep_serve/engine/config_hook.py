@@ -7,6 +7,7 @@ no flag is needed.
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
@@ -47,12 +48,22 @@ class ReducingConfig(VerifyAndUpdateConfig):
         mm_config.mm_processor_kwargs = None  # read above; not for the Hugging Face processor
         os.environ.setdefault("VLLM_MEDIA_CONNECTOR", CONNECTOR)
 
+        _patch_openai_server()
+
         parallel = vllm_config.parallel_config
         parallel.worker_extension_cls = "ep_serve.engine.worker.ReductionReports"
         if current_platform.is_cpu():
             mm_config.skip_mm_profiling = True  # memory is not budgeted by a dry run here
             if parallel.worker_cls == "auto":
                 parallel.worker_cls = "ep_serve.engine.worker.ReducingCPUWorker"
+
+
+def _patch_openai_server() -> None:
+    """Only where a server is being started: importing it is slow, and scripts have no use for it."""
+    if "vllm.entrypoints.launchers.api_server.entry" in sys.modules:
+        from ep_serve.engine import openai_patch
+
+        openai_patch.install()
 
 
 def _refuse_drafters(vllm_config: VllmConfig) -> None:

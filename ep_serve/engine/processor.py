@@ -28,6 +28,7 @@ from vllm.transformers_utils.processor import cached_processor_from_config
 from ep_serve.engine.features import MediaProcessor, MediumFeatures
 from ep_serve.engine.item import MODALITY, PATCH_VALUES, PROFILING_KEY, pack
 from ep_serve.engine.media_io import MediumParser
+from ep_serve.engine.metrics import metrics
 from ep_serve.engine.settings import MediaOptions, Settings
 from ep_serve.layout import (
     Kind,
@@ -157,6 +158,8 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
             with timing_ctx.record("layout"):
                 item, reduction = self._fuse(key, inputs.prompt, features, options)
         item = self._through_cache(inputs.cache, key, item, reduction)
+        metrics().request(reduction)
+        metrics().media(self.media)
         return self._reduced_input(reduction, item)
 
     def _options(self, inputs: ProcessorInputs) -> MediaOptions:

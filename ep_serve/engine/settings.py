@@ -93,6 +93,7 @@ class RequestOptions(BaseModel):
     min_pixels: int | None = None
     max_pixels: int | None = None
     use_audio_in_video: bool | None = None
+    """Whether the sound track of a video is used; vLLM's name for it."""
 
     @field_validator("keep_ratio", "fps", mode="before")
     @classmethod

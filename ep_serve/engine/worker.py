@@ -9,7 +9,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 if TYPE_CHECKING:
     from ep_serve.engine.statistics import WorkerStatistics
 
-REPORT_METHOD = "reduction_report"
+
 
 
 class ReductionReports:

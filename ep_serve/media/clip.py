@@ -16,7 +16,14 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image
 
-from ep_serve.media.containers import check_complete, open_media, pick_stream, prepare_decoder
+from ep_serve.media.containers import (
+    UNTIMED,
+    check_complete,
+    check_reach,
+    open_media,
+    pick_stream,
+    prepare_decoder,
+)
 from ep_serve.media.counter import decodes
 from ep_serve.media.errors import MediaError
 from ep_serve.media.limits import Deadline, MediaLimits
@@ -50,7 +57,7 @@ class _Plan:
     timed: bool
     fps: float
     duration_s: float
-    start_s: float
+    start_s: float | None
     has_sound: bool
 
 
@@ -93,39 +100,52 @@ def _plan(data: bytes, rule: SamplingRule, limits: MediaLimits, deadline: Deadli
     """Walk the packets, without decoding, to learn when the frames are shown."""
     with open_media(data, "video", limits, deadline) as container:
         stream = _video_stream(container, limits)
-        unit = stream.time_base
-        stamps: list[int | None] = []
-        packets = 0
-        for packet in container.demux(stream):
-            deadline.check()
-            if not packet.size:
-                continue
-            packets += 1
-            if packets > limits.max_frames:
-                raise MediaError(f"the video has more than the limit of {limits.max_frames} frames")
-            if not packet.is_discard:
-                stamps.append(packet.pts)
-        deadline.check()
-        check_complete(container, stream, "video", packets)
-        if not stamps:
-            raise MediaError("the video holds no pictures")
-
-        total = len(stamps)
+        stamps = _timestamps(container, stream, limits, deadline)
         known = sorted(stamp for stamp in stamps if stamp is not None)
-        timed = unit is not None and len(set(known)) == total
-        times = np.array(known, np.int64) if timed else None
+        unit = stream.time_base
+        # Frames are counted, not timed, wherever timestamps are guessed, missing or repeated.
+        distinct = len(set(known)) == len(stamps)
+        timed = unit is not None and distinct and container.format.name not in UNTIMED
         span = (known[-1] - known[0]) * unit if timed and unit is not None else Fraction(0)
+        total = len(stamps)
         rate = _frame_rate(stream.average_rate, (total - 1) / span if span else None)
         limits.check_duration("video", total / rate)
+        times = np.array(known, np.int64) if timed else None
         choice = choose_frames(total, rate, rule, times)
         return _Plan(
             moments=(choice.indices if times is None else times[choice.indices]).tolist(),
             timed=timed,
             fps=choice.fps,
             duration_s=total / rate,
-            start_s=float(known[0] * unit) if timed and unit is not None else 0.0,
+            start_s=float(known[0] * unit) if timed and unit is not None else None,
             has_sound=bool(container.streams.audio),
         )
+
+
+def _timestamps(
+    container: InputContainer, stream: VideoStream, limits: MediaLimits, deadline: Deadline
+) -> list[int | None]:
+    """The presentation time of every frame of a stream, in the order of the file."""
+    stamps: list[int | None] = []
+    packets = 0
+    end_s = 0.0
+    for packet in container.demux():
+        deadline.check()
+        if packet.pts is not None and packet.duration and packet.time_base:
+            end_s = max(end_s, float((packet.pts + packet.duration) * packet.time_base))
+        if packet.stream_index != stream.index or not packet.size:
+            continue
+        packets += 1
+        if packets > limits.max_frames:
+            raise MediaError(f"the video has more than the limit of {limits.max_frames} frames")
+        if not packet.is_discard:  # left out by an edit list
+            stamps.append(packet.pts)
+    deadline.check()
+    check_complete(container, stream, "video", packets)
+    check_reach(container, "video", end_s)
+    if not stamps:
+        raise MediaError("the video holds no pictures")
+    return stamps
 
 
 def _video_stream(container: InputContainer, limits: MediaLimits) -> VideoStream:
@@ -169,7 +189,9 @@ def _decode_frames(
                     return writer.frames
         # Some packets show no frame of their own: what was on screen last stands in for them.
         if last is None:
-            raise MediaError(f"no picture of the video can be decoded ({stream.codec_context.name})")
+            raise MediaError(
+                f"no picture of the video can be decoded ({stream.codec_context.name})"
+            )
         if moments[-1] - moment > slack:
             raise MediaError(_gap(stream, writer))
         while not writer.full:
@@ -237,7 +259,7 @@ class _Writer:
         # A stream whose size changes midway is scaled to the size of its first frame.
         width, height = self._source
         rgb = self._reformatter.reformat(frame, width, height, format="rgb24", threads=1)
-        picture = upright(rgb.to_ndarray(), display_matrix(frame))
+        picture = upright(rgb.to_ndarray().astype(np.uint8, copy=False), display_matrix(frame))
         if self.count == 0:
             self.frames = self._allocate(picture.shape[0], picture.shape[1])
         target = self.frames.shape[1:3]

@@ -33,6 +33,10 @@ DECODERS = (
 )
 GUESSED_DURATION = ("mp3", "aac", "mpeg", "mpegts")
 """Demuxers whose duration is an estimate from the bit rate or from the last timestamp."""
+UNTIMED = ("avi",)
+"""Demuxers without presentation times, whose timestamps FFmpeg guesses."""
+MISSING_S = 1.0
+"""Seconds by which a Matroska file may fall short of its stated duration, or a tenth of it."""
 
 _DAMAGE = (av.FFmpegError, ArithmeticError, LookupError, OSError, RuntimeError, ValueError)
 _S = TypeVar("_S", bound=Stream)
@@ -117,6 +121,17 @@ def check_complete(container: InputContainer, stream: Stream, what: str, packets
     if packets < promised:
         raise MediaError(
             f"the {what} is cut short: its index lists {promised} packets, the file holds {packets}"
+        )
+
+
+def check_reach(container: InputContainer, what: str, end_s: float) -> None:
+    """Refuse a Matroska file whose last packet ends long before its stated duration."""
+    if "matroska" not in container.format.name or not container.duration:
+        return
+    stated = container.duration / av.time_base
+    if stated - end_s > max(MISSING_S, stated / 10):
+        raise MediaError(
+            f"the {what} is cut short: its header states {stated:.1f} s, the file holds {end_s:.1f} s"
         )
 
 

@@ -73,4 +73,6 @@ class Deadline:
     def check(self) -> None:
         """Raise `MediaError` once the time is over."""
         if self.passed:
-            raise MediaError(f"the file takes longer to decode than the limit of {self._seconds:g} s")
+            raise MediaError(
+                f"the file takes longer to decode than the limit of {self._seconds:g} s"
+            )

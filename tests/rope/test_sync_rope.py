@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from ep_serve.rope import apply_sync_rope, channel_rows, gather_cos_sin
-from tests.goldens import CASES, load_case
+from tests.goldens import CASES, load_case, needs_goldens
 from tests.rope.angles import make_cos_sin_cache
 
 HEAD_DIM = 128
@@ -152,6 +152,7 @@ def test_without_a_fourth_section_it_is_the_engines_multimodal_rope(dtype: torch
         assert torch.equal(got[1], want[1])
 
 
+@needs_goldens
 @pytest.mark.parametrize("case", CASES)
 def test_three_rows_replace_the_four_of_the_reference(case: str) -> None:
     four_rows = load_case(case)[1]["rope.position_ids"]

@@ -1,0 +1,108 @@
+"""Prometheus series of this project, beside vLLM's own on `/metrics`.
+
+Counters end in `_total`, durations are seconds, sizes are bytes; labels are bounded (modality, stage).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from ep_serve.engine.statistics import STAGES
+from ep_serve.media import decodes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ep_serve.engine.features import MediaProcessor
+    from ep_serve.engine.processor import Reduction
+
+DECODE_KINDS: tuple[Literal["video", "audio", "image"], ...] = ("video", "audio", "image")
+KEEP_RATIO_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 1.0)
+
+
+class Metrics:
+    """All series; one instance a process, see `metrics`."""
+
+    def __init__(self) -> None:
+        self.full = Counter(
+            "ep_serve_av_tokens_full", "AV tokens that entered the sieve.", ["modality"]
+        )
+        self.kept = Counter(
+            "ep_serve_av_tokens_kept", "AV tokens that the sieve kept.", ["modality"]
+        )
+        self.saved = Counter(
+            "ep_serve_kv_tokens_saved",
+            "Prompt tokens that requests did not bring into the KV cache.",
+        )
+        self.keep_ratio = Histogram(
+            "ep_serve_request_keep_ratio",
+            "Keep ratio of requests with media.",
+            buckets=KEEP_RATIO_BUCKETS,
+        )
+        self.stage_seconds = Counter(
+            "ep_serve_stage_seconds", "Time in towers, refiner and selection.", ["stage"]
+        )
+        self.tower_hits = Counter(
+            "ep_serve_tower_cache_hits", "Tower outputs found in the worker's memory."
+        )
+        self.tower_misses = Counter(
+            "ep_serve_tower_cache_misses", "Tower outputs that had to be computed."
+        )
+        self.tower_bytes = Gauge(
+            "ep_serve_tower_cache_bytes", "Tower outputs held by the worker.",
+            multiprocess_mode="mostrecent",
+        )
+        self.decodes = Counter(
+            "ep_serve_media_decodes", "Files decoded in the API process.", ["kind"]
+        )
+        self.media_hits = Counter(
+            "ep_serve_media_cache_hits", "Media whose processed form was remembered."
+        )
+        self.media_misses = Counter(
+            "ep_serve_media_cache_misses", "Media that had to be processed."
+        )
+        for kind in DECODE_KINDS:
+            for series in (self.full, self.kept, self.decodes):
+                series.labels(kind)
+        for stage in STAGES:
+            self.stage_seconds.labels(stage)
+        self._seen: dict[tuple[str, str], float] = {}
+
+    def request(self, reduction: Reduction) -> None:
+        """Count one request with media, as it is admitted."""
+        self.saved.inc(reduction.full_length - reduction.reduced_length)
+        self.keep_ratio.observe(reduction.keep_ratio)
+
+    def worker(self, totals: Mapping[str, Any]) -> None:
+        """Take over the totals of the workers (`statistics.Snapshot`)."""
+        for modality, count in totals["full"].items():
+            self._advance(self.full.labels(modality), "full", modality, count)
+        for modality, count in totals["kept"].items():
+            self._advance(self.kept.labels(modality), "kept", modality, count)
+        for stage, seconds in totals["stage_seconds"].items():
+            self._advance(self.stage_seconds.labels(stage), "stage", stage, seconds)
+        self._advance(self.tower_hits, "tower_hits", "", totals["tower_hits"])
+        self._advance(self.tower_misses, "tower_misses", "", totals["tower_misses"])
+        self.tower_bytes.set(totals["tower_cache_bytes"])
+
+    def media(self, processor: MediaProcessor) -> None:
+        """Take over the totals of the API process's media part."""
+        for kind in DECODE_KINDS:
+            self._advance(self.decodes.labels(kind), "decodes", kind, decodes.value(kind))
+        self._advance(self.media_hits, "media_hits", "", processor.hits)
+        self._advance(self.media_misses, "media_misses", "", processor.misses)
+
+    def _advance(self, counter: Counter, name: str, label: str, total: float) -> None:
+        before = self._seen.get((name, label), 0)
+        if total > before:
+            counter.inc(total - before)
+            self._seen[(name, label)] = total
+
+
+@cache
+def metrics() -> Metrics:
+    """The series of this process."""
+    return Metrics()

@@ -1,0 +1,158 @@
+"""The two places where vLLM's OpenAI server has no extension point.
+
+vLLM 0.32. Installed by `config_hook.py` in processes that serve our architecture.
+
+1. Request fields of ours (`settings.REQUEST_FIELDS`) in the body of `/v1/chat/completions`: vLLM accepts
+   unknown fields and drops them. `OnlineRenderer.preprocess_chat` is wrapped: it checks them and moves
+   them into `mm_processor_kwargs`, and the check that refuses these kwargs from clients
+   (`validate_request_mm_kwargs`) lets exactly ours pass, because the server's settings bound them.
+   It also refuses media tokens written in text, which would be taken for placeholders.
+2. `usage.reduction` in responses: `OpenAIServingChat.chat_completion_full_generator` and
+   `chat_completion_stream_generator` are wrapped; they add the object to the usage that vLLM built.
+
+`tests/engine/test_openai_patch.py` fails when one of these changes upstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.exceptions import VLLMValidationError
+from vllm.renderers import online_renderer
+from vllm.renderers.online_renderer import OnlineRenderer
+
+from ep_serve.engine import reports
+from ep_serve.engine.settings import REQUEST_FIELDS, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterator, Sequence
+
+    from ep_serve.engine.processor import Reduction
+
+MEDIA_TOKENS = (
+    "<|VIDEO|>",
+    "<|AUDIO|>",
+    "<|IMAGE|>",
+    "<|vision_bos|>",
+    "<|vision_eos|>",
+    "<|vision_pad|>",
+    "<|audio_bos|>",
+    "<|audio_eos|>",
+)
+
+_REDUCTION = "_ep_serve_reduction"
+"""Attribute of a request object, from its rendering to its response."""
+
+_original_preprocess = OnlineRenderer.preprocess_chat
+_original_validate = online_renderer.validate_request_mm_kwargs
+_original_init = OpenAIServingChat.__init__
+_original_full = OpenAIServingChat.chat_completion_full_generator
+_original_stream = OpenAIServingChat.chat_completion_stream_generator
+
+
+def install() -> None:
+    """Wrap vLLM's functions in this process; calling it again changes nothing."""
+    OnlineRenderer.preprocess_chat = _preprocess_chat
+    online_renderer.validate_request_mm_kwargs = _validate_request_mm_kwargs
+    OpenAIServingChat.__init__ = _serving_init
+    OpenAIServingChat.chat_completion_full_generator = _full_generator
+    OpenAIServingChat.chat_completion_stream_generator = _stream_generator
+
+
+# -- requests -----------------------------------------------------------------------------------
+
+
+async def _preprocess_chat(
+    self: OnlineRenderer, request: Any, messages: Sequence[Any], *args: Any, **kwargs: Any
+) -> Any:
+    extra = request.model_extra or {}
+    own = {name: extra[name] for name in REQUEST_FIELDS if name in extra}
+    if own:
+        Settings.of(self.model_config).merge(own)
+        request.mm_processor_kwargs = {**(request.mm_processor_kwargs or {}), **own}
+    _refuse_media_tokens(messages)
+    conversation, engine_inputs = await _original_preprocess(
+        self, request, messages, *args, **kwargs
+    )
+    object.__setattr__(request, _REDUCTION, engine_inputs[0].get("reduction"))
+    return conversation, engine_inputs
+
+
+def _validate_request_mm_kwargs(*, mm_processor_kwargs: Any, **others: Any) -> None:
+    foreign = {k: v for k, v in (mm_processor_kwargs or {}).items() if k not in REQUEST_FIELDS}
+    _original_validate(mm_processor_kwargs=foreign or None, **others)
+
+
+def _refuse_media_tokens(messages: Sequence[Any]) -> None:
+    for index, message in enumerate(messages):
+        for text in _texts(message.get("content") if isinstance(message, dict) else None):
+            for token in MEDIA_TOKENS:
+                if token in text:
+                    raise VLLMValidationError(
+                        f"messages[{index}] contains the text {token}, which marks media inside "
+                        "the prompt and must not be written by a client.",
+                        parameter="messages",
+                    )
+
+
+def _texts(content: Any) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, list):
+        for part in content:
+            text = part.get("text") if isinstance(part, dict) else part
+            if isinstance(text, str):
+                yield text
+
+
+# -- responses ----------------------------------------------------------------------------------
+
+
+def _serving_init(self: OpenAIServingChat, engine_client: Any, *args: Any, **kwargs: Any) -> None:
+    _original_init(self, engine_client, *args, **kwargs)
+    reports.bind(engine_client)
+
+
+async def _usage(request: Any) -> dict[str, Any] | None:
+    reduction: Reduction | None = getattr(request, _REDUCTION, None)
+    reporter = reports.reporter()
+    if reduction is None or reporter is None:
+        return None
+    return await reporter.usage(reduction)
+
+
+async def _full_generator(self: OpenAIServingChat, request: Any, *args: Any, **kwargs: Any) -> Any:
+    response = await _original_full(self, request, *args, **kwargs)
+    if isinstance(response, ChatCompletionResponse):
+        usage = await _usage(request)
+        if usage is not None:
+            response.usage.reduction = usage  # the model allows extra fields
+    return response
+
+
+async def _stream_generator(
+    self: OpenAIServingChat, request: Any, *args: Any, **kwargs: Any
+) -> AsyncGenerator[str, None]:
+    usage: asyncio.Task[dict[str, Any] | None] | None = None
+    async with aclosing(_original_stream(self, request, *args, **kwargs)) as chunks:
+        async for chunk in chunks:
+            if usage is None:  # the first token is there, so the sieve has run
+                usage = asyncio.create_task(_usage(request))
+            yield await _with_usage(chunk, usage)
+
+
+async def _with_usage(chunk: str, usage: asyncio.Task[dict[str, Any] | None]) -> str:
+    """Add the reduction to the chunk that closes a stream with its usage."""
+    if '"choices":[]' not in chunk or '"usage"' not in chunk:
+        return chunk
+    reduction = await usage
+    if reduction is None:
+        return chunk
+    body = json.loads(chunk.removeprefix("data: "))
+    body["usage"]["reduction"] = reduction
+    return f"data: {json.dumps(body, separators=(',', ':'), ensure_ascii=False)}\n\n"

@@ -1,0 +1,114 @@
+"""`ep-serve serve`: vLLM's own server, started with this project's defaults.
+
+vLLM's `vllm` command is not used: its CPU build carries another package name and the command fails.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ep_serve.engine.settings import ADDITIONAL_CONFIG_KEY
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+SHUTDOWN_SECONDS = 30
+"""Running streams may finish for this long after SIGTERM."""
+
+CPU_KV_CACHE_BYTES = 2 << 30
+"""KV cache on a CPU, where vLLM would otherwise take most of the machine's memory."""
+
+MEDIA_OPTIONS = ("keep_ratio", "fps", "min_pixels", "max_pixels", "max_frames", "max_fps")
+ENGINE_OPTIONS = ("sieve", "max_full_tokens", "tower_cache_gib", "media_cache_gib")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ours; every other one is vLLM's."""
+    media = parser.add_argument_group("media (defaults: the checkpoint's and Qwen2.5-Omni's)")
+    media.add_argument("--keep-ratio", type=float, help="fraction of the AV tokens to keep")
+    media.add_argument("--fps", type=float, help="frames sampled from each second of a video")
+    media.add_argument("--max-fps", type=float, help="highest fps that a request may ask for")
+    media.add_argument("--max-frames", type=int, help="frames sampled from one video at most")
+    media.add_argument("--min-pixels", type=int, help="smaller frames are enlarged to this")
+    media.add_argument("--max-pixels", type=int, help="larger frames are shrunk to this")
+    engine = parser.add_argument_group("reduction")
+    engine.add_argument("--sieve", help="cs2 (default), uniform, random or an installed one")
+    engine.add_argument("--max-full-tokens", type=int, help="longest prompt before reduction")
+    engine.add_argument("--tower-cache-gib", type=float, help="tower outputs to remember")
+    engine.add_argument("--media-cache-gib", type=float, help="processed media to remember")
+
+
+def serve(arguments: argparse.Namespace, forwarded: Sequence[str]) -> int:
+    """Run the server until it is told to stop.
+
+    Args:
+        arguments: `checkpoint` and the options of `add_options`.
+        forwarded: options for vLLM.
+
+    Returns:
+        The exit code.
+    """
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    parser = make_arg_parser(FlexibleArgumentParser(prog="ep-serve serve", add_help=False))
+    args = parser.parse_args([str(arguments.checkpoint), *_defaults(forwarded), *forwarded])
+    _merge(args, "mm_processor_kwargs", _given(arguments, MEDIA_OPTIONS))
+    own = _given(arguments, ENGINE_OPTIONS)
+    if own:
+        given = _json(args.additional_config)
+        _merge(
+            args,
+            "additional_config",
+            {ADDITIONAL_CONFIG_KEY: {**given.get(ADDITIONAL_CONFIG_KEY, {}), **own}},
+        )
+    configure_logging_from_args(args)
+    command = ServeSubcommand()
+    command.validate(args)
+    command.cmd(args)
+    return 0
+
+
+def problems(checkpoint: Path) -> list[str]:
+    """What is wrong with a checkpoint directory, before minutes are spent on loading it."""
+    if not checkpoint.is_dir():
+        return []  # a name for vLLM to resolve
+    from ep_serve.checkpoint.check import check
+
+    return [str(finding) for finding in check(checkpoint) if finding.severity == "error"]
+
+
+def _defaults(forwarded: Sequence[str]) -> list[str]:
+    from vllm import envs
+    from vllm.platforms import current_platform
+
+    given = {word.partition("=")[0].replace("_", "-") for word in forwarded}
+    defaults = []
+    if "--shutdown-timeout" not in given:
+        defaults += ["--shutdown-timeout", str(SHUTDOWN_SECONDS)]
+    sized = {"--kv-cache-memory-bytes", "--gpu-memory-utilization"} & given
+    if current_platform.is_cpu() and not sized and not envs.VLLM_CPU_KVCACHE_SPACE:
+        defaults += ["--kv-cache-memory-bytes", str(CPU_KV_CACHE_BYTES)]
+    return defaults
+
+
+def _given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    values = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _merge(args: Any, name: str, values: dict[str, Any]) -> None:
+    if values:
+        setattr(args, name, {**_json(getattr(args, name)), **values})
+
+
+def _json(value: Any) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(value) if isinstance(value, str) else dict(value or {})
+    return parsed

@@ -1,0 +1,36 @@
+"""vLLM's plug-in point for statistics: keeps this project's series on `/metrics` current."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.metrics.loggers import AggregateStatLoggerBase
+
+from ep_serve.checkpoint.config import ARCHITECTURE
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+class ReductionStatLogger(AggregateStatLoggerBase):
+    """Loaded for every model that vLLM serves; does nothing for those that are not ours."""
+
+    def __init__(self, vllm_config: VllmConfig, engine_indexes: list[int]) -> None:
+        ours = vllm_config.model_config.architecture == ARCHITECTURE
+        # Several API processes see the same workers: one of them reports.
+        self._active = ours and vllm_config.parallel_config._api_process_rank in (0, -1)
+        if self._active:
+            from ep_serve.engine.metrics import metrics
+
+            metrics()  # the series exist, at zero, before the first request
+
+    def record(self, *args: Any, **kwargs: Any) -> None:
+        if not self._active:
+            return
+        from ep_serve.engine.reports import reporter
+
+        if (current := reporter()) is not None:
+            current.poll_soon()
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say at start-up."""

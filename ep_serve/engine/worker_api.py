@@ -1,0 +1,6 @@
+"""Names that the API process and the worker share; free of imports, so that both may read it."""
+
+from __future__ import annotations
+
+REPORT_METHOD = "reduction_report"
+"""The worker method that the API process calls."""

@@ -34,8 +34,13 @@ def add_checkpoint(groups: Groups) -> None:
         help="make an untrained EchoingPixels checkpoint from a Qwen2.5-Omni one",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    init.add_argument("source", type=Path, help="directory of a stock Qwen2.5-Omni checkpoint")
-    init.add_argument("target", type=Path, help="directory to make")
+    stock = "directory of a stock Qwen2.5-Omni checkpoint"
+    init.add_argument(
+        "--from", type=Path, required=True, metavar="STOCK", dest="source", help=stock
+    )
+    init.add_argument(
+        "--to", type=Path, required=True, metavar="DIR", dest="target", help="directory to make"
+    )
     init.add_argument("--layers", type=int, default=4, help="bidirectional layers")
     init.add_argument("--keep-ratio", type=float, default=0.2, help="fraction of tokens to keep")
     init.add_argument("--seed", type=int, default=0, help="of the score head's random weights")
@@ -100,7 +105,42 @@ def _quiet_transformers() -> None:
     logging.set_verbosity_error()
 
 
-COMMANDS: tuple[Callable[[Groups], None], ...] = (add_checkpoint,)
+def add_serve(groups: Groups) -> None:
+    """`ep-serve serve CHECKPOINT`, with every option of vLLM's server."""
+    parser = groups.add_parser(
+        "serve",
+        help="serve a checkpoint over the OpenAI API",
+        description="Serve a checkpoint. Options not listed here are those of vLLM's server.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("checkpoint", help="directory of an EchoingPixels checkpoint")
+    media = parser.add_argument_group("media (defaults: the checkpoint's and Qwen2.5-Omni's)")
+    media.add_argument("--keep-ratio", type=float, help="fraction of the AV tokens to keep")
+    media.add_argument("--fps", type=float, help="frames sampled from each second of a video")
+    media.add_argument("--max-fps", type=float, help="highest fps that a request may ask for")
+    media.add_argument("--max-frames", type=int, help="frames sampled from one video at most")
+    media.add_argument("--min-pixels", type=int, help="smaller frames are enlarged to this")
+    media.add_argument("--max-pixels", type=int, help="larger frames are shrunk to this")
+    engine = parser.add_argument_group("reduction")
+    engine.add_argument("--sieve", help="cs2 (default), uniform, random or an installed one")
+    engine.add_argument("--max-full-tokens", type=int, help="longest prompt before reduction")
+    engine.add_argument("--tower-cache-gib", type=float, help="tower outputs to remember")
+    engine.add_argument("--media-cache-gib", type=float, help="processed media to remember")
+    parser.set_defaults(handler=serve_checkpoint, forwards=True)
+
+
+def serve_checkpoint(arguments: argparse.Namespace) -> int:
+    """Look the checkpoint over, then run the server until it is told to stop."""
+    _quiet_transformers()
+    from ep_serve.engine.serve import problems, serve
+
+    if found := problems(Path(arguments.checkpoint)):
+        print("\n".join(found), file=sys.stderr)
+        return 1
+    return serve(arguments, arguments.forwarded)
+
+
+COMMANDS: tuple[Callable[[Groups], None], ...] = (add_serve, add_checkpoint)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 def register() -> None:
     """Make vLLM know the EchoingPixels architecture.
 
-    vLLM calls it in every process it starts (`vllm.general_plugins`); calling it again changes nothing.
+    vLLM calls it in every process it starts (`vllm.general_plugins`); again changes nothing.
     """
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP

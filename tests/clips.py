@@ -7,7 +7,9 @@ test can tell with `read_number` which frames it was given, whatever the codec d
 from __future__ import annotations
 
 import io
+import struct
 import tempfile
+import zlib
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +27,7 @@ _BITS = 8
 _LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 _SOUND_CODECS = {"webm": "libopus", "ogg": "libopus", "wav": "pcm_s16le", "flac": "flac"}
 _CLOCK = Fraction(1, 90_000)
+_SAME_EVERY_TIME = {"libx264": {"x264-params": "no-mbtree=1"}}  # its rate control varies
 
 
 def make_picture(
@@ -99,12 +102,13 @@ def make_clip(
     shown = [i / fps for i in range(round(seconds * fps))] if times is None else times
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip"  # not in memory: faststart opens the file a second time
-        with av.open(str(path), "w", format=container, options=options or {}) as output:
+        flags = {"fflags": "+bitexact", **(options or {})}  # no dates, no random identifiers
+        with av.open(str(path), "w", format=container, options=flags) as output:
             video = cast(VideoStream, output.add_stream(codec, rate=fps))
             video.width, video.height = size
             video.pix_fmt = pix_fmt or _pixel_format(video)
             video.codec_context.time_base = Fraction(1, fps) if times is None else _CLOCK
-            video.options = dict(codec_options or {})
+            video.options = {**_SAME_EVERY_TIME.get(codec, {}), **(codec_options or {})}
             video.thread_count = 1
             if rotation is not None or mirrored:
                 video.set_display_rotation(rotation or 0.0, hflip=mirrored)
@@ -130,8 +134,9 @@ def make_sound(
 ) -> bytes:
     """A sound file of `seconds`, or of a given `tone` (channels, n) float32."""
     file = io.BytesIO()
-    with av.open(file, "w", format=container) as output:
+    with av.open(file, "w", format=container, options={"fflags": "+bitexact"}) as output:
         stream = _sound_stream(output, container, codec, rate, channels)
+        output.start_encoding()  # a sound without samples has a header too
         samples = make_tone(seconds, rate, channels) if tone is None else tone
         _write_sound(output, stream, samples, rate, 0.0)
     return file.getvalue()
@@ -151,10 +156,20 @@ def make_image(
     return file.getvalue()
 
 
+def make_png_header(width: int, height: int) -> bytes:
+    """A PNG file that promises (width, height) pixels and holds none."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [header, b"IDAT"]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for chunk in chunks
+    )
+
+
 def make_changing_clip(sizes: Sequence[tuple[int, int]], fps: int = 8) -> bytes:
     """A Motion JPEG clip in Matroska whose frames have these (width, height)."""
     file = io.BytesIO()
-    with av.open(file, "w", format="matroska") as output:
+    with av.open(file, "w", format="matroska", options={"fflags": "+bitexact"}) as output:
         stream = output.add_stream("mjpeg", rate=fps)
         stream.width, stream.height = sizes[0]
         stream.pix_fmt = "yuvj420p"

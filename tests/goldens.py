@@ -1,7 +1,7 @@
 """Access to the reference numbers in the folder `shared/goldens` beside the checkout.
 
-The folder is looked up in `EP_SERVE_GOLDENS`, then beside the checkout. Tests that need it skip, with the
-reason, where it is absent.
+The folder is looked up in `EP_SERVE_GOLDENS`, then beside the checkout. Tests that need it skip,
+with the reason, where it is absent.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ CASES: list[str] = (
 def load_case(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """The JSON and the tensors of one EchoingPixels case."""
     spec = importlib.util.spec_from_file_location("golden_loader", ROOT / "load_case.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     data: tuple[dict[str, Any], dict[str, torch.Tensor]] = module.load_case(str(GOLDENS), name)

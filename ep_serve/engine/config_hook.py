@@ -1,7 +1,7 @@
 """What must be set in vLLM's configuration for the model to run.
 
-vLLM calls this for our architecture while it builds its configuration, in the process that serves, so
-no flag is needed.
+vLLM calls this for our architecture while it builds its configuration, in the process that serves,
+so no flag is needed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class ReducingConfig(VerifyAndUpdateConfig):
 
 
 def _patch_openai_server() -> None:
-    """Only where a server is being started: importing it is slow, and scripts have no use for it."""
+    """Only where a server is being started: scripts have no use for it, and the import is slow."""
     if "vllm.entrypoints.launchers.api_server.entry" in sys.modules:
         from ep_serve.engine import openai_patch
 

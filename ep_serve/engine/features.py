@@ -1,7 +1,7 @@
 """From one medium to what the towers read: pixel patches and a log-mel spectrum.
 
-The arithmetic is that of the checkpoint's own Hugging Face processor; media are processed one by one,
-so that each can be remembered by its content.
+The arithmetic is that of the checkpoint's own Hugging Face processor; media are processed one by
+one, so that each can be remembered by its content.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from cachetools import LRUCache
+from vllm.multimodal.audio import AudioResampler
 
 from ep_serve import media
 from ep_serve.engine.media_io import DecodedMedium, EncodedMedium, Medium
@@ -79,6 +80,7 @@ class MediaProcessor:
         Args:
             medium: None if the client sent only an id.
             content_id: the id that the client gave the content (`uuid`), if any.
+            options: those that shape the features are part of the name.
         """
         if content_id is not None:
             content = b"id:" + content_id.encode()
@@ -133,7 +135,8 @@ class MediaProcessor:
             return media.decode_sound(medium.data, self._limits)
         if medium.rate == SAMPLE_RATE:
             return medium.array
-        return media.resample(medium.array, int(medium.rate), SAMPLE_RATE)
+        resampler = AudioResampler(target_sr=SAMPLE_RATE)
+        return np.asarray(resampler.resample(medium.array, orig_sr=medium.rate), dtype=np.float32)
 
     def _picture(self, medium: Medium) -> np.ndarray:
         if isinstance(medium, EncodedMedium):
@@ -184,15 +187,15 @@ class MediaProcessor:
         tokens = audio_token_count(mel.shape[1])
         if not tokens:
             raise media.MediaError(
-                f"The sound is too short: {len(waveform)} samples at {SAMPLE_RATE} Hz make no token."
+                f"The sound is too short: {len(waveform)} samples at {SAMPLE_RATE} Hz give no token"
             )
         return MediumFeatures(key=key, shape=Audio(tokens), mel=mel)
 
     def _mel(self, waveform: np.ndarray) -> torch.Tensor:
         """(bins, ceil(samples / hop)) log-mel spectrum.
 
-        The reference pads every sound with zeros to its longest length. Only the zeros that a window
-        can reach matter, so one window of them gives the same frames for a fraction of the work.
+        The reference pads every sound with zeros to its longest length. Only the zeros that a
+        window can reach matter: one window of them gives the same frames and saves the rest.
         """
         extractor = self._feature_extractor
         hop, window = extractor.hop_length, extractor.n_fft

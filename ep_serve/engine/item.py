@@ -1,9 +1,9 @@
 """The one fused item that a request becomes.
 
-All media of a request, and its text where the sieve reads it, reach vLLM as a single multimodal item:
-the scheduler then sees one placeholder that is as long as the reduced prompt, and the worker gets
-everything at once that the joint pool needs. This file is the only place that knows the item's
-fields: `pack` runs in the API process, `unpack` in the worker.
+All media of a request, and its text where the sieve reads it, reach vLLM as a single multimodal
+item: the scheduler then sees one placeholder that is as long as the reduced prompt, and the worker
+gets everything at once that the joint pool needs. This file is the only place that knows the
+item's fields: `pack` runs in the API process, `unpack` in the worker.
 """
 
 from __future__ import annotations
@@ -134,7 +134,10 @@ def unpack(batch: Mapping[str, Any]) -> list[FusedItem]:
 
     Each value is a list of tensors, or one stacked tensor where all shapes agree.
     """
-    return [_unpack_one({name: values[i] for name, values in batch.items()}) for i in range(len(batch["key"]))]
+    return [
+        _unpack_one({name: values[i] for name, values in batch.items()})
+        for i in range(len(batch["key"]))
+    ]
 
 
 def unpack_cpu_fields(item: Mapping[str, MultiModalFieldElem]) -> FusedItem:

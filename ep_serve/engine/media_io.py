@@ -105,22 +105,22 @@ class EncodedIO(MediaIO[EncodedMedium]):
 class EncodedMediaConnector(MediaConnector):
     """vLLM's connector (limits, redirects, allowed domains), with media left encoded."""
 
-    def fetch_video(self, video_url: str, **_: Any) -> EncodedMedium:  # type: ignore[override]
+    def fetch_video(self, video_url: str, **_: Any) -> EncodedMedium:
         return self._fetch("video", video_url)
 
-    def fetch_audio(self, audio_url: str) -> EncodedMedium:  # type: ignore[override]
+    def fetch_audio(self, audio_url: str) -> EncodedMedium:
         return self._fetch("audio", audio_url)
 
-    def fetch_image(self, image_url: str, **_: Any) -> EncodedMedium:  # type: ignore[override]
+    def fetch_image(self, image_url: str, **_: Any) -> EncodedMedium:
         return self._fetch("image", image_url)
 
-    async def fetch_video_async(self, video_url: str, **_: Any) -> EncodedMedium:  # type: ignore[override]
+    async def fetch_video_async(self, video_url: str, **_: Any) -> EncodedMedium:
         return await self._fetch_async("video", video_url)
 
-    async def fetch_audio_async(self, audio_url: str) -> EncodedMedium:  # type: ignore[override]
+    async def fetch_audio_async(self, audio_url: str) -> EncodedMedium:
         return await self._fetch_async("audio", audio_url)
 
-    async def fetch_image_async(self, image_url: str, **_: Any) -> EncodedMedium:  # type: ignore[override]
+    async def fetch_image_async(self, image_url: str, **_: Any) -> EncodedMedium:
         return await self._fetch_async("image", image_url)
 
     def _fetch(self, modality: Modality, url: str) -> EncodedMedium:

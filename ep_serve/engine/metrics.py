@@ -1,6 +1,7 @@
 """Prometheus series of this project, beside vLLM's own on `/metrics`.
 
-Counters end in `_total`, durations are seconds, sizes are bytes; labels are bounded (modality, stage).
+Counters end in `_total`, durations are seconds, sizes are bytes; labels are bounded (modality,
+stage, kind of file).
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Metrics:
             "ep_serve_tower_cache_misses", "Tower outputs that had to be computed."
         )
         self.tower_bytes = Gauge(
-            "ep_serve_tower_cache_bytes", "Tower outputs held by the worker.",
+            "ep_serve_tower_cache_bytes",
+            "Tower outputs held by the worker.",
             multiprocess_mode="mostrecent",
         )
         self.decodes = Counter(

@@ -1,13 +1,13 @@
 """The model that vLLM registers: Qwen2.5-Omni's thinker with a refiner and a sieve.
 
-One request is one fused item (`item.py`). `embed_multimodal` runs towers, refiner and sieve over it and
-returns as many embeddings as the reduced prompt has tokens, with their positions beside them
+One request is one fused item (`item.py`). `embed_multimodal` runs towers, refiner and sieve over it
+and returns as many embeddings as the reduced prompt has tokens, with their positions beside them
 (`position_codec.py`); the causal decoder never sees anything else.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -54,7 +54,7 @@ _WITHOUT_SCORE_HEAD = WeightsMapper(orig_to_new_prefix={_SCORE_HEAD: None})
 @MULTIMODAL_REGISTRY.register_processor(
     ReducingProcessor, info=ReducingProcessingInfo, dummy_inputs=ReducingDummyInputs
 )
-class Qwen2_5OmniCompressForConditionalGeneration(  # the checkpoint's architecture name
+class Qwen2_5OmniCompressForConditionalGeneration(  # noqa: N801  the checkpoint's name
     Qwen2_5OmniThinkerForConditionalGeneration, SupportsMultiModalPruning
 ):
     """EchoingPixels on vLLM."""
@@ -213,8 +213,10 @@ class Qwen2_5OmniCompressForConditionalGeneration(  # the checkpoint's architect
         """Take the positions off the embeddings of this step and write them into the prompt's.
 
         Args:
+            input_ids: not needed, the embeddings know their places.
             multimodal_embeddings: rows of fused items, (n, D + position_codec.COLUMNS) each.
             mrope_positions: (3, n) or (3, n + 1), see `get_mrope_input_positions`.
+            num_computed_tokens: not needed either.
         """
         if not multimodal_embeddings:  # the V1 runner, a step without media
             return multimodal_embeddings, mrope_positions, int(mrope_positions[0, -1])
@@ -222,9 +224,9 @@ class Qwen2_5OmniCompressForConditionalGeneration(  # the checkpoint's architect
         delta = 0
         mrope_positions = mrope_positions.clone()
         for coded in multimodal_embeddings:
-            embedding, (index, positions, delta) = position_codec.split(coded)
+            embedding, (places, positions, delta) = position_codec.split(coded)
             embeddings.append(embedding)
-            mrope_positions[:, index.to(mrope_positions.device)] = positions.to(mrope_positions)
+            mrope_positions[:, places.to(mrope_positions.device)] = positions.to(mrope_positions)
         return embeddings, mrope_positions, delta
 
     def embed_input_ids(
@@ -250,7 +252,7 @@ def _install_sync_rope(decoder: nn.Module, sections: Sequence[int]) -> SyncRotar
 
 
 def _groups(items: Sequence[FusedItem], max_tokens: int) -> Iterator[list[FusedItem]]:
-    """Runs of items whose full prompts together are no longer than the longest that was profiled."""
+    """Runs of items whose full prompts together are no longer than the one that was profiled."""
     group: list[FusedItem] = []
     size = 0
     for item in items:

@@ -2,11 +2,11 @@
 
 vLLM 0.32. Installed by `config_hook.py` in processes that serve our architecture.
 
-1. Request fields of ours (`settings.REQUEST_FIELDS`) in the body of `/v1/chat/completions`: vLLM accepts
-   unknown fields and drops them. `OnlineRenderer.preprocess_chat` is wrapped: it checks them and moves
-   them into `mm_processor_kwargs`, and the check that refuses these kwargs from clients
-   (`validate_request_mm_kwargs`) lets exactly ours pass, because the server's settings bound them.
-   It also refuses media tokens written in text, which would be taken for placeholders.
+1. Request fields of ours (`settings.REQUEST_FIELDS`) in the body of `/v1/chat/completions`: vLLM
+   accepts unknown fields and drops them. `OnlineRenderer.preprocess_chat` is wrapped: it checks
+   them and moves them into `mm_processor_kwargs`, and the check that refuses these kwargs from
+   clients (`validate_request_mm_kwargs`) lets exactly ours pass, because the server's settings
+   bound them. It also refuses media tokens in text, which would be taken for placeholders.
 2. `usage.reduction` in responses: `OpenAIServingChat.chat_completion_full_generator` and
    `chat_completion_stream_generator` are wrapped; they add the object to the usage that vLLM built.
 

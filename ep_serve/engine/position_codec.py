@@ -27,7 +27,7 @@ COLUMNS = _ROWS * DIGITS
 class Coded(NamedTuple):
     """What a run of embedding rows says about itself."""
 
-    index: torch.Tensor
+    places: torch.Tensor
     """(n,) int64: places in the reduced prompt."""
     positions: torch.Tensor
     """(3, n) int64: rotary positions."""

@@ -177,7 +177,7 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
             if found != expected:
                 raise PlaceholderError(
                     f"The prompt has {found} {modality} placeholder(s) for {expected} {modality} "
-                    f"item(s). Media tokens such as <|{modality.upper()}|> must not be written in text."
+                    f"item(s). Media tokens such as <|{modality.upper()}|> cannot be text."
                 )
         ids = inputs.mm_uuid_items or {}
         waiting = {
@@ -208,7 +208,7 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
         if layout.length > settings.max_full_tokens:
             raise VLLMValidationError(
                 f"The prompt has {layout.length} tokens before reduction, more than the limit of "
-                f"{settings.max_full_tokens}. Send less or shorter media, or lower fps or max_pixels.",
+                f"{settings.max_full_tokens}. Send less media, or lower fps or max_pixels.",
                 parameter="messages",
             )
         keep = get_sieve(settings.engine.sieve).budget(layout, options.keep_ratio)
@@ -245,7 +245,7 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
         """
         if cache is None or item is None:
             return item
-        updates = cast("list[ResolvedPromptUpdate]", [reduction])
+        updates: list[ResolvedPromptUpdate] = [reduction]
         try:
             cache.touch_sender_cache_item(key.hex())
             sent, _ = cache.get_and_update_item((item, updates), key.hex())
@@ -257,7 +257,7 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
     def _reduced_input(reduction: Reduction, item: MultiModalKwargsItem | None) -> MultiModalInput:
         result = mm_input(
             prompt_token_ids=list(reduction.prompt_ids),
-            mm_kwargs=MultiModalKwargsItems({MODALITY: [item]}),  # type: ignore[list-item]
+            mm_kwargs=MultiModalKwargsItems({MODALITY: [item]}),
             mm_hashes={MODALITY: [reduction.key.hex()]},
             mm_placeholders={
                 MODALITY: [PlaceholderRange(offset=0, length=reduction.reduced_length)]
@@ -323,5 +323,3 @@ def _blank_video(tokens: int, dtype: torch.dtype) -> MediumFeatures:
         grid_thw=grid,
         mel=None,
     )
-
-

@@ -1,9 +1,9 @@
 """CS2's bidirectional layers, in vLLM's parallel layers.
 
-They have the shapes and the weight names of decoder layers (checkpoint key `bidir_encoder`), but every
-token of a prompt sees every other, and nothing is cached. Requests are packed behind each other, the
-attention kernel gets their borders, and no mask exists. Paper: section on Context-aware Semantic Sieve;
-official implementation: `bidir_encoder` in the model file.
+They have the shapes and the weight names of decoder layers (checkpoint key `bidir_encoder`), but
+every token of a prompt sees every other, and nothing is cached. Requests are packed behind each
+other, the attention kernel gets their borders, and no mask exists. The reference is
+`bidir_encoder` of the official implementation.
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ class Refiner(nn.Module):
         Returns:
             (n, D) refined states.
         """
-        borders = torch.tensor(
-            np.cumsum([0, *lengths]), dtype=torch.int32, device=hidden.device
-        )
+        borders = torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32, device=hidden.device)
         longest = torch.tensor(max(lengths))
         for layer in self.layers:
             hidden = layer(hidden, positions, borders, longest)

@@ -1,8 +1,8 @@
 """What the worker measured, brought to the API process.
 
 vLLM has no channel from the model back to a response, so the API process asks the workers through
-`collective_rpc`: once a request with media, when its first token is there, and once a second while the
-engine is busy, so that `/metrics` is current.
+`collective_rpc`: once a request with media, when its first token is there, and once a second while
+the engine is busy, so that `/metrics` is current.
 """
 
 from __future__ import annotations

@@ -25,27 +25,11 @@ MEDIA_OPTIONS = ("keep_ratio", "fps", "min_pixels", "max_pixels", "max_frames", 
 ENGINE_OPTIONS = ("sieve", "max_full_tokens", "tower_cache_gib", "media_cache_gib")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of ours; every other one is vLLM's."""
-    media = parser.add_argument_group("media (defaults: the checkpoint's and Qwen2.5-Omni's)")
-    media.add_argument("--keep-ratio", type=float, help="fraction of the AV tokens to keep")
-    media.add_argument("--fps", type=float, help="frames sampled from each second of a video")
-    media.add_argument("--max-fps", type=float, help="highest fps that a request may ask for")
-    media.add_argument("--max-frames", type=int, help="frames sampled from one video at most")
-    media.add_argument("--min-pixels", type=int, help="smaller frames are enlarged to this")
-    media.add_argument("--max-pixels", type=int, help="larger frames are shrunk to this")
-    engine = parser.add_argument_group("reduction")
-    engine.add_argument("--sieve", help="cs2 (default), uniform, random or an installed one")
-    engine.add_argument("--max-full-tokens", type=int, help="longest prompt before reduction")
-    engine.add_argument("--tower-cache-gib", type=float, help="tower outputs to remember")
-    engine.add_argument("--media-cache-gib", type=float, help="processed media to remember")
-
-
 def serve(arguments: argparse.Namespace, forwarded: Sequence[str]) -> int:
     """Run the server until it is told to stop.
 
     Args:
-        arguments: `checkpoint` and the options of `add_options`.
+        arguments: `checkpoint` and the options that `ep_serve.cli` defines.
         forwarded: options for vLLM.
 
     Returns:

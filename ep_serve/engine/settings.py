@@ -1,8 +1,8 @@
 """Server settings and the request fields that may override them.
 
 Server settings come from vLLM's own options: `--additional-config '{"ep_serve": {...}}'` for what
-belongs to this project and `--mm-processor-kwargs '{...}'` for the processing of media. A request may
-override the fields of `RequestOptions`, inside the bounds that the server sets.
+belongs to this project and `--mm-processor-kwargs '{...}'` for the processing of media. A request
+may override the fields of `RequestOptions`, inside the bounds that the server sets.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def parse_request_options(fields: Mapping[str, object]) -> RequestOptions:
         name = ".".join(str(part) for part in first["loc"]) or "request"
         if first["type"] == "extra_forbidden":
             known = ", ".join(sorted(REQUEST_FIELDS))
-            raise _invalid(name, f"is not an option of this server (known: {known})", None) from None
+            raise _invalid(name, f"is not an option here (known: {known})", None) from None
         reason = first["msg"].removeprefix("Value error, ")
         raise _invalid(name, reason, first["input"]) from None
 

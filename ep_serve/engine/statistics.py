@@ -41,7 +41,7 @@ class Snapshot:
 
 
 class WorkerStatistics:
-    """Collects without ever waiting for the device: device values are read when they are asked for."""
+    """Collects without waiting for the device: its values are read when they are asked for."""
 
     def __init__(self) -> None:
         self.totals = Snapshot()

@@ -171,9 +171,7 @@ def _pieces(key: Key, pixels: torch.Tensor, grid: tuple[int, int, int]) -> Itera
     for start in range(0, time, step):
         frames = min(step, time - start)
         first = start * height * width
-        yield _Piece(
-            key, pixels[first : first + frames * height * width], (frames, height, width)
-        )
+        yield _Piece(key, pixels[first : first + frames * height * width], (frames, height, width))
 
 
 def _batches(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:

@@ -1,4 +1,4 @@
-"""The worker's part that is not the model: reports for the API process, and the CPU runner's hook."""
+"""The worker's part that is not the model: reports for the API process, the CPU runner's hook."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from ep_serve.engine.statistics import WorkerStatistics
 
 
-
-
 class ReductionReports:
     """Added to every worker class through vLLM's `worker_extension_cls`."""
 
@@ -20,7 +18,7 @@ class ReductionReports:
     def reduction_report(self, keys: list[str]) -> dict[str, Any]:
         """What was kept of the items with these keys (hex), and the totals so far.
 
-        Called with `collective_rpc`; the result travels between processes, so it holds plain values.
+        Called with `collective_rpc`; the result crosses processes, so it holds plain values.
         """
         statistics: WorkerStatistics = self.model_runner.get_model().statistics
         return {

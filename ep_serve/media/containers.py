@@ -131,7 +131,8 @@ def check_reach(container: InputContainer, what: str, end_s: float) -> None:
     stated = container.duration / av.time_base
     if stated - end_s > max(MISSING_S, stated / 10):
         raise MediaError(
-            f"the {what} is cut short: its header states {stated:.1f} s, the file holds {end_s:.1f} s"
+            f"the {what} is cut short: its header states {stated:.1f} s, "
+            f"the file holds {end_s:.1f} s"
         )
 
 

@@ -13,8 +13,8 @@ from ep_serve.media.counter import decodes
 from ep_serve.media.errors import MediaError
 from ep_serve.media.limits import Deadline, MediaLimits
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-"""Pillow plugins that decode in-process; EPS, for one, would start Ghostscript."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
+"""Pillow plugins for what browsers show; others read rarely used code, or start programs (EPS)."""
 MAX_JPEG_SCANS = 100
 """Passes over a progressive JPEG, each of which may cost as much as the whole picture."""
 
@@ -43,6 +43,7 @@ def decode_image(data: bytes, limits: MediaLimits) -> NDArray[np.uint8]:
             f"the limit is {min(limits.max_pixels, bound)} pixels"
         ) from error
     except UnidentifiedImageError as error:
+        deadline.check()
         raise MediaError(
             f"the image is in none of the formats served ({', '.join(FORMATS)}), "
             "or its header is damaged"

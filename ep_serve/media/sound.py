@@ -141,11 +141,11 @@ class _Track:
 
     def _align(self, time_s: float) -> None:
         """Fill the gap between what was collected and a frame of this time."""
+        if self._origin is None:
+            self._origin = time_s - self._position / SAMPLE_RATE
         if not self._parts and self._position == 0:
-            self._origin = time_s if self._origin is None else self._origin
             early = round((time_s - self._origin) * SAMPLE_RATE)
             self._position = early if early < -GAP_S * SAMPLE_RATE else 0
-        assert self._origin is not None
         missing = round((time_s - self._origin) * SAMPLE_RATE) - self._position
         if missing > GAP_S * SAMPLE_RATE:
             self._limits.check_duration("sound", (self._position + missing) / SAMPLE_RATE)
@@ -162,6 +162,9 @@ class _Track:
     def _append(self, samples: NDArray[np.float32]) -> None:
         kept = samples[max(0, -self._position) :]
         self._position += len(samples)
-        self._limits.check_duration("sound", self._position / SAMPLE_RATE)
+        if self._position > self._limits.max_duration_s * SAMPLE_RATE:
+            raise MediaError(
+                f"the sound lasts longer than the limit of {self._limits.max_duration_s:g} s"
+            )
         if kept.size:
             self._parts.append(kept)

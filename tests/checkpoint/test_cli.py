@@ -41,7 +41,7 @@ def test_init_says_that_the_result_is_untrained(
     stock: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "new"
-    command = ["checkpoint", "init", str(stock), str(target), "--layers", "2"]
+    command = ["checkpoint", "init", "--from", str(stock), "--to", str(target), "--layers", "2"]
     assert main([*command, "--keep-ratio", "0.1", "--seed", "7"]) == 0
     output = capsys.readouterr().out
     assert "left out: 2 tensors of talker" in output

@@ -1,0 +1,68 @@
+"""Servers shared by the tests of this folder: each starts once, when a test first asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from ep_serve.engine.process import ServerProcess
+from tests.engine.client import Client
+from tests.goldens import CHECKPOINT
+
+PIXELS = ("--min-pixels", "3136", "--max-pixels", "200704")
+"""The pixel limits that the goldens were made with."""
+
+EXACT = ("--dtype", "float32", "--enforce-eager")
+
+
+@contextmanager
+def serving(
+    factory: pytest.TempPathFactory, *options: str, environment: dict[str, str] | None = None
+) -> Iterator[Client]:
+    """A server on the goldens' checkpoint and a client for it."""
+    if not CHECKPOINT.is_dir():
+        pytest.skip(f"the reference numbers are not at {CHECKPOINT.parent}")
+    log = factory.mktemp("server") / "log"
+    with ServerProcess(
+        CHECKPOINT,
+        [*PIXELS, *EXACT, "--served-model-name", "golden", *options],
+        log=log,
+        environment={"HF_HUB_OFFLINE": "1", **(environment or {})},
+    ) as process:
+        yield Client(process)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """The plain server: prompts in one piece, room for many requests."""
+    with serving(
+        tmp_path_factory,
+        *("--max-model-len", "2048"),
+        *("--max-full-tokens", "6000"),
+        *("--block-size", "32"),
+        *("--kv-cache-memory-bytes", str(256 << 20)),
+        *("--limit-mm-per-prompt", '{"video": 2, "audio": 2, "image": 2}'),
+        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+        # Random weights would fill a JSON answer with white space up to its limit.
+        *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
+        "--enable-prompt-tokens-details",
+    ) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def cramped_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A server without room: chunks of 48 tokens, a KV cache for few requests, short sequences."""
+    with serving(
+        tmp_path_factory,
+        *("--max-model-len", "192"),
+        *("--max-full-tokens", "6000"),
+        *("--block-size", "32"),
+        *("--num-gpu-blocks-override", "13"),
+        *("--max-num-batched-tokens", "48"),
+        *("--max-num-seqs", "16"),
+        "--enable-prompt-tokens-details",
+    ) as client:
+        yield client

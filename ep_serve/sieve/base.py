@@ -1,14 +1,61 @@
-"""What a sieve is, and the pool it sees."""
+"""What a sieve is, what it is asked for, and the pool it sees."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from torch import Tensor
 
 from ep_serve.layout import Layout, keep_count
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """How much a request wants to keep: a keep ratio, or one rate for sound and one for picture.
+
+    Attributes:
+        keep_ratio: Share of the pool that survives, above 0 and at most 1.
+        rho_audio: Share of the sound to drop, from 0 to 1; only for sieves with `takes_rho`.
+        rho_video: The same for the pictures of clips.
+
+    Raises:
+        ValueError: A number is out of its range, or a ratio is given together with a rate.
+    """
+
+    keep_ratio: float | None = None
+    rho_audio: float | None = None
+    rho_video: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be met."""
+        if self.keep_ratio is not None:
+            keep_count(0, self.keep_ratio)  # refuses what is no ratio
+        for name in ("rho_audio", "rho_video"):
+            rho: object = getattr(self, name)
+            if rho is None:
+                continue
+            if isinstance(rho, bool) or not isinstance(rho, int | float) or not 0 <= rho <= 1:
+                raise ValueError(f"{name} must be a number from 0 to 1, not {rho!r}")
+            if self.keep_ratio is not None:
+                raise ValueError(f"give either keep_ratio or {name}, not both")
+
+    @property
+    def has_rho(self) -> bool:
+        """Whether sound and picture are asked for one by one."""
+        return self.rho_audio is not None or self.rho_video is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is decided about a prompt before any tensor exists. Sieves add what they need later.
+
+    Attributes:
+        keep: How many AV tokens survive, exactly.
+    """
+
+    keep: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +67,15 @@ class Pool:
         kinds: (n,) int8, values of `ep_serve.layout.Kind`, never TEXT.
         positions: (3, n) int64, rows T, H, W.
         media: (n,) int32, which medium of the request a token belongs to.
+        saliency: (number of AUDIO tokens,) floating, in prompt order: the attention each of them
+            receives in the audio tower. Only for a sieve with `uses_saliency`.
     """
 
     hidden: Tensor
     kinds: Tensor
     positions: Tensor
     media: Tensor
+    saliency: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -38,12 +88,29 @@ class Pool:
             raise ValueError(f"k must lie between 0 and the pool's size {self.size}, not {k}")
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is left of a pool.
+
+    Attributes:
+        indices: (K,) int64 pool indices, ascending, on the pool's device.
+        hidden: (K, D) states of the survivors where the sieve changed some, else None: they are
+            the pool's.
+    """
+
+    indices: Tensor
+    hidden: Tensor | None = None
+
+
 class Sieve(ABC):
     """Picks the survivors of a pool.
 
-    What is asked before a model exists (the class attributes and `budget`) belongs to the class:
-    the process that plans a prompt never builds a sieve. A sieve with weights is an `nn.Module`
-    too, and the names of its parameters are those of the checkpoint.
+    What is asked before a model exists (the class attributes, `plan` and `budget`) belongs to the
+    class: the process that plans a prompt never builds a sieve. A sieve with weights is an
+    `nn.Module` too, and the names of its parameters are those of the checkpoint.
+
+    A sieve that needs to know nothing but how many tokens to keep overrides `select`. One whose
+    plan holds more, or which changes states, overrides `plan` and `reduce`.
     """
 
     name: ClassVar[str]
@@ -51,6 +118,10 @@ class Sieve(ABC):
     """The answer depends on the whole prompt, so it cannot be shared by questions about a clip."""
     uses_refiner: ClassVar[bool]
     """The pool holds refined states, and the decoder gets refined states as well."""
+    uses_saliency: ClassVar[bool] = False
+    """The pool must hold the saliency of its audio tokens."""
+    takes_rho: ClassVar[bool] = False
+    """`rho_audio` and `rho_video` mean something to it, and it has defaults for both."""
 
     @classmethod
     def for_model(cls, hidden_size: int) -> Self:
@@ -58,15 +129,41 @@ class Sieve(ABC):
         return cls()
 
     @classmethod
+    def plan(cls, layout: Layout, ask: Ask) -> Plan:
+        """Decide what can be decided on the CPU before any tensor exists.
+
+        Depends on the AV tokens alone: a layout without its text has the same plan.
+
+        Raises:
+            ValueError: The sieve cannot do what is asked for.
+        """
+        if ask.has_rho:
+            raise ValueError(f"rho_audio and rho_video mean nothing to the sieve {cls.name!r}")
+        if ask.keep_ratio is None:
+            raise ValueError(f"the sieve {cls.name!r} needs a keep_ratio")
+        return Plan(keep_count(layout.num_av, ask.keep_ratio))
+
+    @classmethod
     def budget(cls, layout: Layout, keep_ratio: float) -> int:
-        """How many AV tokens of a prompt survive, known on the CPU before any tensor exists.
+        """How many AV tokens of a prompt survive at a keep ratio.
 
         Raises:
             ValueError: `keep_ratio` is not above 0 and at most 1.
         """
-        return keep_count(layout.num_av, keep_ratio)
+        return cls.plan(layout, Ask(keep_ratio)).keep
 
-    @abstractmethod
+    def reduce(self, pool: Pool, plan: Plan) -> Selection:
+        """Choose exactly `plan.keep` tokens, the same ones whenever and wherever it is asked.
+
+        Args:
+            pool: The AV tokens of the layout that `plan` was made for.
+            plan: What `plan` of the same class returned.
+
+        Raises:
+            ValueError: The plan was made for another pool.
+        """
+        return Selection(self.select(pool, plan.keep))
+
     def select(self, pool: Pool, k: int) -> Tensor:
         """Choose exactly `k` tokens, the same ones whenever and wherever it is asked.
 
@@ -76,3 +173,4 @@ class Sieve(ABC):
         Raises:
             ValueError: `k` is negative or larger than the pool.
         """
+        raise NotImplementedError(f"the sieve {self.name!r} needs a plan: call reduce")

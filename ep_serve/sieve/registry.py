@@ -6,6 +6,9 @@ from importlib.metadata import EntryPoint, entry_points
 
 from ep_serve.sieve.base import Sieve
 from ep_serve.sieve.cs2 import CS2Sieve
+from ep_serve.sieve.keep_all import KeepAllSieve
+from ep_serve.sieve.omnisift import OmniSiftSieve
+from ep_serve.sieve.omnizip import OmniZipSieve
 from ep_serve.sieve.random_choice import RandomSieve
 from ep_serve.sieve.uniform import UniformSieve
 
@@ -13,8 +16,11 @@ ENTRY_POINT_GROUP = "ep_serve.sieves"
 
 _BUILT_IN: dict[str, type[Sieve]] = {
     "cs2": CS2Sieve,
+    "omnisift": OmniSiftSieve,
+    "omnizip": OmniZipSieve,
     "uniform": UniformSieve,
     "random": RandomSieve,
+    "none": KeepAllSieve,
 }
 
 

@@ -242,8 +242,8 @@ def _with_second_track(first: bytes, second: bytes) -> bytes:
     """The picture and sound of `first`, then the sound of `second`."""
     file = io.BytesIO()
     with (
-        av.open(io.BytesIO(first)) as one,
-        av.open(io.BytesIO(second)) as two,
+        av.open(io.BytesIO(first), "r") as one,
+        av.open(io.BytesIO(second), "r") as two,
         av.open(file, "w", format="matroska") as output,
     ):
         sources = [(one, one.streams.video[0]), (one, one.streams.audio[0])]
@@ -253,8 +253,8 @@ def _with_second_track(first: bytes, second: bytes) -> bytes:
             if packet.dts is not None:
                 packet.stream = targets[id(packet.stream)]
                 output.mux(packet)
-        for packet in two.demux(audio=0):
-            if packet.dts is not None:
-                packet.stream = other
-                output.mux(packet)
+        for sound in two.demux(two.streams.audio[0]):
+            if sound.dts is not None:
+                sound.stream = other
+                output.mux(sound)
     return file.getvalue()

@@ -9,6 +9,7 @@ import struct
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,10 @@ def _avi_of(width: int, height: int) -> bytes:
     return data[:at] + struct.pack("<ii", width, height) + data[at + 8 :]
 
 
-def _mp4_lasting(seconds: int) -> bytes:
-    """An MP4 whose movie header states a duration."""
+def _slow_mp4() -> bytes:
+    """An MP4 of 4 s whose clock ticks once a second instead of 16,384 times."""
     data = bytearray(_clip())
-    at = data.index(b"mvhd") + 4
-    scale = struct.unpack_from(">I", data, at + 12)[0]
-    struct.pack_into(">I", data, at + 16, seconds * scale)
+    struct.pack_into(">I", data, data.index(b"mdhd") + 16, 1)
     return bytes(data)
 
 
@@ -153,7 +152,7 @@ HOSTILE: dict[str, Case] = {
     "a matroska that is cut off": (
         _video,
         lambda: _half(_clip("matroska")),
-        "the video is cut short: its header states 4.0 s, the file holds",
+        "the video is cut short: its header states 4.1 s, the file holds 2.0 s",
     ),
     "the first kilobyte of an mp4": (_video, lambda: _clip()[:1000], "cut short"),
     "an mp4 whose data are zeros": (
@@ -173,20 +172,16 @@ HOSTILE: dict[str, Case] = {
     ),
     "a sound track whose codec is not served": (
         _video,
-        lambda: make_clip(container="matroska", sound_codec="wmav2", sound_rate=44_100),
-        "the sound uses the codec wmav2, which is not served",
+        lambda: make_clip(container="flv", sound_codec="nellymoser", sound_rate=44_100),
+        "the sound uses the codec nellymoser, which is not served",
     ),
     "a video of one huge frame": (_video, lambda: _avi_of(20_000, 20_000), "pixels"),
     "a video of frames without a size": (_video, lambda: _avi_of(0, 0), ""),
     "a video of frames of negative size": (_video, lambda: _avi_of(-5, 7), ""),
-    "a video that claims ten hours": (
-        _video,
-        lambda: _mp4_lasting(36_000),
-        "the video lasts 36000.0 s; the limit is 1800 s",
-    ),
+    "a video of more than half an hour": (_video, _slow_mp4, "s; the limit is 1800 s"),
     "an hour of sound": (
         _sound,
-        lambda: make_wav(3600, 4_000),
+        lambda: make_sound(rate=4_000, tone=np.zeros((1, 3600 * 4_000), np.float32)),
         "the sound lasts 3600.0 s; the limit is 1800 s",
     ),
     "an image of 400 million pixels": (
@@ -256,10 +251,8 @@ def test_a_playlist_of_addresses_reaches_none_of_them(kind: str) -> None:
 
 def _survives(decode: Callable[[bytes], Any], data: bytes) -> None:
     begin = time.monotonic()
-    try:
+    with suppress(MediaError):
         decode(data)
-    except MediaError:
-        pass
     assert time.monotonic() - begin < SECONDS
 
 

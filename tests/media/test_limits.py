@@ -24,7 +24,7 @@ RULE = SamplingRule()
 )
 def test_a_limit_that_allows_nothing_names_its_field(field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field} must be above 0, got 0"):
-        MediaLimits(**{field: 0})  # type: ignore[arg-type]
+        MediaLimits(**{field: 0})
 
 
 @pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
@@ -82,7 +82,7 @@ def test_decoding_stops_when_its_time_is_over() -> None:
 
 
 def test_decoding_a_long_file_stops_midway() -> None:
-    data = make_clip(20, fps=25, size=(320, 240), sound_rate=None)
+    data = make_clip(2, container="mpegts", sound_rate=None) * 200
     with pytest.raises(MediaError, match=r"longer to decode than the limit of 0\.02 s"):
         decode_clip(data, RULE, MediaLimits(timeout_s=0.02))
 

@@ -12,7 +12,7 @@ LIMITS = MediaLimits()
 
 def _sine(frequency: float, rate: int, seconds: float = 1.0) -> NDArray[np.float32]:
     t = np.arange(round(seconds * rate)) / rate
-    return np.sin(2 * np.pi * frequency * t).astype(np.float32)[None] / 2
+    return (0.5 * np.sin(2 * np.pi * frequency * t)).astype(np.float32)[None]
 
 
 def test_sound_at_16_khz_keeps_its_samples() -> None:

@@ -1,13 +1,17 @@
-"""Pools and layouts of a given size."""
+"""Pools and layouts of a given size, and those of random prompts."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
-from ep_serve.layout import Kind, Layout
+from ep_serve.layout import Kind, Layout, Video, build_layout
 from ep_serve.sieve import Pool
+from tests.layout.prompts import ANY_PROMPT, TOKENS, Prompt
 
 HIDDEN_SIZE = 16
 
@@ -38,3 +42,40 @@ def make_layout(num_av: int) -> Layout:
         media=np.where(is_av, 0, -1).astype(np.int32),
         positions=np.tile(np.arange(length, dtype=np.int64), (3, 1)),
     )
+
+
+def lay_out(prompt: Prompt) -> Layout:
+    return build_layout(prompt.ids, prompt.media, TOKENS)
+
+
+def clip_layout(steps: int, per_step: int, audio: int, seconds: float = 1.0) -> Layout:
+    """A prompt with one clip of `steps` frames of `per_step` tokens, `seconds` apart."""
+    clip = Video((steps, 2, 2 * per_step), seconds, audio)
+    return lay_out(Prompt().text(1, 2).add(clip).text(3))
+
+
+def pool_for(layout: Layout, seed: int = 0, hidden_size: int = HIDDEN_SIZE) -> Pool:
+    """The pool of a prompt, with random states and saliency."""
+    generator = torch.Generator().manual_seed(seed)
+    return Pool(
+        hidden=torch.randn(layout.num_av, hidden_size, generator=generator),
+        kinds=torch.from_numpy(layout.kinds[layout.is_av]),
+        positions=torch.from_numpy(layout.positions[:, layout.is_av]),
+        media=torch.from_numpy(layout.media[layout.is_av]),
+        saliency=torch.rand(layout.count(Kind.AUDIO), generator=generator),
+    )
+
+
+def without_text(layout: Layout) -> Layout:
+    """The AV tokens of a prompt alone."""
+    is_av = layout.is_av
+    return replace(
+        layout,
+        token_ids=layout.token_ids[is_av],
+        kinds=layout.kinds[is_av],
+        media=layout.media[is_av],
+        positions=layout.positions[:, is_av],
+    )
+
+
+LAYOUTS: st.SearchStrategy[Layout] = ANY_PROMPT.map(lay_out)

@@ -2,68 +2,246 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ep_serve.layout import keep_count
-from ep_serve.sieve import Sieve, get_sieve, known_sieves
-from tests.sieve.pools import HIDDEN_SIZE, make_layout, make_pool
+from ep_serve.layout import Audio, Kind, Layout, keep_count
+from ep_serve.sieve import Ask, Sieve, get_sieve, known_sieves
+from tests.layout.prompts import Prompt
+from tests.sieve.pools import (
+    HIDDEN_SIZE,
+    LAYOUTS,
+    clip_layout,
+    lay_out,
+    make_layout,
+    make_pool,
+    pool_for,
+    without_text,
+)
 
 NAMES = known_sieves()
-sizes = st.integers(0, 300)
+COUNTING = ["cs2", "random", "uniform"]
+"""Sieves that need to know nothing but how many tokens to keep."""
+WITH_RHO = ["omnisift", "omnizip"]
+
 ratios = st.floats(0, 1, exclude_min=True)
+rhos = st.floats(0, 1)
+ratio_asks = st.builds(Ask, ratios)
+rho_asks = st.builds(
+    Ask, keep_ratio=st.none(), rho_audio=st.none() | rhos, rho_video=st.none() | rhos
+)
 
 
+# A machine under load must not fail a test by taking its time.
+quick = settings(deadline=None, max_examples=40)
+
+
+@cache
 def build(name: str) -> Sieve:
     torch.manual_seed(0)
-    return get_sieve(name).for_model(HIDDEN_SIZE)
+    sieve = get_sieve(name).for_model(HIDDEN_SIZE)
+    return sieve.requires_grad_(False) if isinstance(sieve, torch.nn.Module) else sieve
+
+
+def check_budget(name: str, layout: Layout, ask: Ask) -> None:
+    sieve, pool = build(name), pool_for(layout)
+    plan = sieve.plan(layout, ask)
+    kept = sieve.reduce(pool, plan)
+    assert kept.indices.dtype == torch.int64
+    assert kept.indices.shape == (plan.keep,)
+    assert (kept.indices.diff() > 0).all()
+    assert ((kept.indices >= 0) & (kept.indices < pool.size)).all()
+    if kept.hidden is not None:
+        assert kept.hidden.shape == (plan.keep, HIDDEN_SIZE)
+        assert kept.hidden.isfinite().all()
 
 
 @pytest.mark.parametrize("name", NAMES)
-@given(size=sizes, keep_ratio=ratios)
-def test_it_keeps_its_budget_in_prompt_order(name: str, size: int, keep_ratio: float) -> None:
-    sieve, pool = build(name), make_pool(size)
-    k = sieve.budget(make_layout(size), keep_ratio)
-    kept = sieve.select(pool, k)
-    assert kept.dtype == torch.int64
-    assert kept.shape == (k,)
-    assert (kept.diff() > 0).all()
-    assert ((kept >= 0) & (kept < size)).all()
+@given(layout=LAYOUTS, ask=ratio_asks)
+@quick
+def test_it_keeps_its_budget_in_prompt_order(name: str, layout: Layout, ask: Ask) -> None:
+    check_budget(name, layout, ask)
+
+
+@pytest.mark.parametrize("name", WITH_RHO)
+@given(layout=LAYOUTS, ask=rho_asks)
+@quick
+def test_it_keeps_its_budget_at_given_rates(name: str, layout: Layout, ask: Ask) -> None:
+    check_budget(name, layout, ask)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@given(size=sizes, keep_ratio=ratios)
-def test_it_answers_the_same_again(name: str, size: int, keep_ratio: float) -> None:
-    k = keep_count(size, keep_ratio)
-    first = build(name).select(make_pool(size), k)
-    torch.manual_seed(size)  # as after other requests
-    again = build(name).select(make_pool(size), k)
-    assert torch.equal(first, again)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@given(size=sizes)
-def test_a_keep_ratio_of_one_keeps_all(name: str, size: int) -> None:
+@given(layout=LAYOUTS, ask=ratio_asks)
+@quick
+def test_it_answers_the_same_again(name: str, layout: Layout, ask: Ask) -> None:
     sieve = build(name)
-    kept = sieve.select(make_pool(size), sieve.budget(make_layout(size), 1.0))
-    assert torch.equal(kept, torch.arange(size))
+    first = sieve.reduce(pool_for(layout), sieve.plan(layout, ask))
+    torch.manual_seed(layout.length)  # as after other requests
+    again = build.__wrapped__(name).reduce(pool_for(layout), sieve.plan(layout, ask))
+    assert torch.equal(first.indices, again.indices)
+    assert (first.hidden is None) == (again.hidden is None)
+    if first.hidden is not None and again.hidden is not None:
+        assert torch.equal(first.hidden, again.hidden)
 
 
 @pytest.mark.parametrize("name", NAMES)
+@given(layout=LAYOUTS)
+@quick
+def test_a_keep_ratio_of_one_keeps_all(name: str, layout: Layout) -> None:
+    sieve, pool = build(name), pool_for(layout)
+    kept = sieve.reduce(pool, sieve.plan(layout, Ask(1.0)))
+    assert torch.equal(kept.indices, torch.arange(pool.size))
+    assert kept.hidden is None or torch.equal(kept.hidden, pool.hidden)
+
+
+@pytest.mark.parametrize("name", WITH_RHO)
+@given(layout=LAYOUTS)
+@quick
+def test_rates_of_zero_keep_all(name: str, layout: Layout) -> None:
+    sieve, pool = build(name), pool_for(layout)
+    kept = sieve.reduce(pool, sieve.plan(layout, Ask(rho_audio=0, rho_video=0.0)))
+    assert torch.equal(kept.indices, torch.arange(pool.size))
+    assert kept.hidden is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(layout=LAYOUTS, ask=ratio_asks)
+@quick
+def test_text_does_not_change_the_choice(name: str, layout: Layout, ask: Ask) -> None:
+    sieve, pool = build(name), pool_for(layout)
+    kept = sieve.reduce(pool, sieve.plan(layout, ask)).indices
+    alone = sieve.reduce(pool, sieve.plan(without_text(layout), ask)).indices
+    assert torch.equal(kept, alone)
+
+
+@pytest.mark.parametrize("name", ["omnisift", "omnizip", "none"])
+@given(layout=LAYOUTS, ask=ratio_asks)
+@quick
+def test_images_stay_whole(name: str, layout: Layout, ask: Ask) -> None:
+    sieve, pool = build(name), pool_for(layout)
+    kept = sieve.reduce(pool, sieve.plan(layout, ask)).indices
+    assert (pool.kinds[kept] == Kind.IMAGE).sum() == layout.count(Kind.IMAGE)
+
+
+@pytest.mark.parametrize("name", WITH_RHO)
+@given(layout=LAYOUTS, ask=ratio_asks)
+@quick
+def test_a_medium_is_reduced_alike_wherever_it_stands(name: str, layout: Layout, ask: Ask) -> None:
+    # Shifted in time, as after another text, and with other media numbers.
+    sieve, pool = build(name), pool_for(layout)
+    moved = Layout(layout.token_ids, layout.kinds, layout.media + 3, layout.positions + 777)
+    kept = sieve.reduce(pool, sieve.plan(layout, ask)).indices
+    assert torch.equal(kept, sieve.reduce(pool, sieve.plan(moved, ask)).indices)
+
+
+@pytest.mark.parametrize("name", COUNTING)
 @pytest.mark.parametrize("k", [-1, 11])
 def test_a_budget_outside_the_pool_is_refused(name: str, k: int) -> None:
     with pytest.raises(ValueError, match=f"between 0 and the pool's size 10, not {k}"):
         build(name).select(make_pool(10), k)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["omnisift", "omnizip"])
+def test_the_plan_of_another_prompt_is_refused(name: str) -> None:
+    sieve = build(name)
+    plan = sieve.plan(clip_layout(4, 6, 100), Ask(0.5))
+    with pytest.raises(ValueError, match="for 124 tokens, the pool has 62"):
+        sieve.reduce(pool_for(clip_layout(2, 6, 50)), plan)
+
+
+@pytest.mark.parametrize("name", ["omnisift", "omnizip", "none"])
+def test_a_sieve_that_needs_a_plan_says_so(name: str) -> None:
+    with pytest.raises(NotImplementedError, match=f"{name!r} needs a plan"):
+        build(name).select(make_pool(10), 5)
+
+
+@pytest.mark.parametrize("name", COUNTING)
 def test_the_budget_is_known_without_building_the_sieve(name: str) -> None:
     assert get_sieve(name).budget(make_layout(100), 0.07) == 8
     assert get_sieve(name).budget(make_layout(0), 0.07) == 0
 
 
+@pytest.mark.parametrize("name", WITH_RHO)
+def test_the_default_rates_are_the_published_ones(name: str) -> None:
+    layout = clip_layout(8, 100, 200)
+    rates = Ask(rho_audio=0.3, rho_video={"omnisift": 0.7, "omnizip": 0.6}[name])
+    assert get_sieve(name).plan(layout, Ask()).keep == get_sieve(name).plan(layout, rates).keep
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_rates_are_refused_where_they_mean_nothing(name: str) -> None:
+    with pytest.raises(ValueError, match=f"mean nothing to the sieve {name!r}"):
+        get_sieve(name).plan(make_layout(10), Ask(rho_audio=0.3))
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_a_ratio_is_needed_where_there_is_no_default(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name!r} needs a keep_ratio"):
+        get_sieve(name).plan(make_layout(10), Ask())
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        ({"rho_audio": 1.5}, "rho_audio must be a number from 0 to 1, not 1.5"),
+        ({"rho_video": -0.1}, "rho_video must be a number from 0 to 1, not -0.1"),
+        ({"rho_video": True}, "rho_video must be a number from 0 to 1, not True"),
+        ({"rho_audio": float("nan")}, "rho_audio must be a number from 0 to 1, not nan"),
+        ({"keep_ratio": 0}, "keep_ratio must be a number above 0"),
+        ({"keep_ratio": 0.5, "rho_audio": 0.5}, "either keep_ratio or rho_audio, not both"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(ask: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Ask(**ask)
+
+
+@given(layout=LAYOUTS, keep_ratio=ratios)
+@quick
+def test_omnizip_meets_a_keep_ratio_exactly(layout: Layout, keep_ratio: float) -> None:
+    images = layout.count(Kind.IMAGE)
+    want = images + keep_count(layout.num_av - images, keep_ratio)
+    assert get_sieve("omnizip").budget(layout, keep_ratio) == want
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sound_alone_is_reduced_to_the_ratio(name: str) -> None:
+    layout = lay_out(Prompt().add(Audio(230)))
+    assert get_sieve(name).budget(layout, 0.2) == (230 if name == "none" else 46)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_states_are_reduced_as_well(name: str) -> None:
+    layout = clip_layout(5, 12, 120)
+    sieve, pool = build.__wrapped__(name), pool_for(layout)
+    if isinstance(sieve, torch.nn.Module):
+        sieve.bfloat16()
+    plan = sieve.plan(layout, Ask(0.4))
+    fields = {field: getattr(pool, field) for field in ("kinds", "positions", "media", "saliency")}
+    kept = sieve.reduce(type(pool)(pool.hidden.bfloat16(), **fields), plan)
+    assert len(kept.indices) == plan.keep
+    assert kept.hidden is None or kept.hidden.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_it_knows_its_own_name(name: str) -> None:
     assert get_sieve(name).name == name
+
+
+def test_nothing_is_lost_of_the_text() -> None:
+    # A sieve sees the pool alone; what it keeps, put back into the prompt, leaves text untouched.
+    layout = clip_layout(6, 9, 150)
+    for name in NAMES:
+        sieve = build(name)
+        kept = sieve.reduce(pool_for(layout), sieve.plan(layout, Ask(0.1))).indices
+        (av,) = layout.is_av.nonzero()
+        stays = ~layout.is_av
+        stays[av[kept.numpy()]] = True
+        assert np.array_equal(
+            layout.token_ids[stays & ~layout.is_av], layout.token_ids[~layout.is_av]
+        )

@@ -18,11 +18,13 @@ def offer(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
 
 
 def test_the_built_in_sieves_are_known() -> None:
-    assert {"cs2", "uniform", "random"} <= set(known_sieves())
+    assert {"cs2", "omnisift", "omnizip", "uniform", "random", "none"} <= set(known_sieves())
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"one of .*cs2, random, uniform.*, not 'sieb'"):
+    with pytest.raises(
+        ValueError, match=r"one of .*cs2, none, omnisift, omnizip, random, uniform.*, not 'sieb'"
+    ):
         get_sieve("sieb")
 
 

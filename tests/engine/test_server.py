@@ -232,11 +232,12 @@ def test_a_tool_can_be_called(server: Client) -> None:
         "type": "object",
         "properties": {"loud": {"type": "boolean"}},
         "required": ["loud"],
+        "additionalProperties": False,
     }
     completion = server.openai.chat.completions.create(
         model=MODEL,
         messages=golden_messages("aiv_a_r020"),  # type: ignore[arg-type]
-        max_tokens=64,
+        max_tokens=160,
         temperature=0,
         tools=[{"type": "function", "function": {"name": name, "parameters": parameters}}],
         tool_choice={"type": "function", "function": {"name": name}},

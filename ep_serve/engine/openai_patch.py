@@ -27,7 +27,7 @@ from vllm.renderers import online_renderer
 from vllm.renderers.online_renderer import OnlineRenderer
 
 from ep_serve.engine import reports
-from ep_serve.engine.settings import REQUEST_FIELDS, Settings
+from ep_serve.engine.settings import REQUEST_FIELDS, Settings, hide_sound_field
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -74,7 +74,8 @@ async def _preprocess_chat(
     own = {name: extra[name] for name in REQUEST_FIELDS if name in extra}
     if own:
         Settings.of(self.model_config).merge(own)
-        request.mm_processor_kwargs = {**(request.mm_processor_kwargs or {}), **own}
+        own = {**(request.mm_processor_kwargs or {}), **own}
+        request.mm_processor_kwargs = hide_sound_field(own)
     _refuse_media_tokens(messages)
     conversation, engine_inputs = await _original_preprocess(
         self, request, messages, *args, **kwargs
@@ -84,7 +85,8 @@ async def _preprocess_chat(
 
 
 def _validate_request_mm_kwargs(*, mm_processor_kwargs: Any, **others: Any) -> None:
-    foreign = {k: v for k, v in (mm_processor_kwargs or {}).items() if k not in REQUEST_FIELDS}
+    ours = REQUEST_FIELDS | {"sound"}
+    foreign = {k: v for k, v in (mm_processor_kwargs or {}).items() if k not in ours}
     _original_validate(mm_processor_kwargs=foreign or None, **others)
 
 

@@ -135,10 +135,12 @@ def test_frame_rate_and_pixels_can_be_asked_for(server: Client) -> None:
 
 
 def test_sound_can_be_left_out(server: Client) -> None:
-    clip = video((CLIPS / "a.mp4").read_bytes())
-    answer = server.ask(user(clip, text("What is it?")), use_audio_in_video=False)
-    assert answer.reduction is not None
-    assert answer.reduction["audio"]["full"] == 0
+    messages = user(video((CLIPS / "a.mp4").read_bytes()), text("What is it?"))
+    full = [
+        server.ask(messages, **body).reduction["audio"]["full"]  # type: ignore[index]
+        for body in ({}, {"use_audio_in_video": True}, {"use_audio_in_video": False})
+    ]
+    assert full == [102, 102, 0]
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +241,12 @@ def test_a_tool_can_be_called(server: Client) -> None:
         messages=golden_messages("aiv_a_r020"),  # type: ignore[arg-type]
         max_tokens=160,
         temperature=0,
-        tools=[{"type": "function", "function": {"name": name, "parameters": parameters}}],
+        tools=[
+            {
+                "type": "function",
+                "function": {"name": name, "parameters": parameters, "strict": True},
+            }
+        ],
         tool_choice={"type": "function", "function": {"name": name}},
     )
     calls = completion.choices[0].message.tool_calls

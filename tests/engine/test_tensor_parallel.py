@@ -23,6 +23,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         *("--max-model-len", "512"),
         *("--max-full-tokens", "2048"),
         *("--kv-cache-memory-bytes", str(64 << 20)),
+        *("--mm-processor-cache-gb", "0"),
         environment={"VLLM_CPU_OMP_THREADS_BIND": "0|1"},
     ) as client:
         yield client

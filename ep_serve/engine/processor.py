@@ -25,7 +25,7 @@ from vllm.multimodal.inputs import MultiModalKwargsItem, MultiModalKwargsItems, 
 from vllm.multimodal.processing import BaseMultiModalProcessor
 from vllm.transformers_utils.processor import cached_processor_from_config
 
-from ep_serve.engine.features import MediaProcessor, MediumFeatures
+from ep_serve.engine.features import MediaProcessor, MediumFeatures, set_current
 from ep_serve.engine.item import MODALITY, PATCH_VALUES, PROFILING_KEY, pack
 from ep_serve.engine.media_io import MediumParser
 from ep_serve.engine.metrics import metrics
@@ -130,17 +130,18 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
 
     @cached_property
     def media(self) -> MediaProcessor:
-        return MediaProcessor(
+        processor = MediaProcessor(
             self.info.get_hf_processor(), self.info.settings, self.info.ctx.model_config.dtype
         )
+        set_current(processor)
+        return processor
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
         """See the module.
 
         Raises:
-            VLLMValidationError: an option of the request, or a prompt that is too long.
+            VLLMValidationError: an option, a file that cannot be used, a prompt that is too long.
             PlaceholderError: the prompt's media tokens do not match its media.
-            MediaError: a file that cannot be used.
         """
         options = self._options(inputs)
         media = self._media_in_prompt_order(inputs)

@@ -27,6 +27,9 @@ _HF_ATTRIBUTE = "ep_serve_settings"
 TOKEN_PIXELS = 28 * 28
 """Pixels of one frame that become one token (patch 14, merged 2 x 2)."""
 
+OPTIONS_KEY = "ep_serve"
+"""Entry of `media_io_kwargs` in which the options of a request reach the media connector."""
+
 
 class MediaSettings(BaseModel):
     """How media become tokens; the defaults are those of the Qwen2.5-Omni processor.
@@ -79,7 +82,7 @@ class EngineSettings(BaseModel):
     """Memory for the processed pixels and spectra of recent media, in the API process."""
     max_media_seconds: float = Field(default=1800.0, gt=0)
     """Longest video or sound that is decoded."""
-    decode_timeout_s: float = Field(default=9.0, gt=0)
+    decode_timeout_s: float = Field(default=60.0, gt=0)
     """Wall time for decoding one medium."""
 
 

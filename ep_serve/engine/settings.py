@@ -232,6 +232,7 @@ def parse_request_options(fields: Mapping[str, object]) -> RequestOptions:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "request"
+        name = SOUND_FIELD if name == "sound" else name
         if first["type"] == "extra_forbidden":
             known = ", ".join(sorted(REQUEST_FIELDS))
             raise _invalid(name, f"is not an option here (known: {known})", None) from None

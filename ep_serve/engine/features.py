@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from cachetools import LRUCache
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.audio import AudioResampler
 
 from ep_serve import media
-from ep_serve.engine.media_io import DecodedMedium, EncodedMedium, Medium
+from ep_serve.engine.medium import DecodedMedium, EncodedMedium, Medium
 from ep_serve.layout import Audio, Image, Video, audio_token_count
 from ep_serve.layout import Medium as Shape
 
@@ -25,7 +28,11 @@ if TYPE_CHECKING:
     from ep_serve.engine.settings import MediaOptions, Settings
 
 SAMPLE_RATE = 16_000
+REMEMBERED_IDS = 65_536
+"""Ids of clients (`uuid`) whose content is known."""
 TEMPORAL_PATCH = 2
+TOKEN_SIDE = 28
+"""Pixels along the side of one token; frames are resized to multiples of it."""
 
 VIDEO_PIXELS = (128 * 28 * 28, 768 * 28 * 28)
 """Least and most pixels of a video frame: the defaults of `Qwen2_5OmniProcessorKwargs`, which win
@@ -70,6 +77,8 @@ class MediaProcessor:
         self._recent: LRUCache[bytes, MediumFeatures] = LRUCache(
             capacity, getsizeof=lambda f: f.nbytes
         )
+        self._running: dict[bytes, Future[MediumFeatures]] = {}
+        self._content_of_id: LRUCache[str, bytes] = LRUCache(REMEMBERED_IDS)
         self._lock = threading.Lock()
         self.hits = 0
         self.misses = 0
@@ -77,47 +86,78 @@ class MediaProcessor:
     def key(self, medium: Medium | None, content_id: str | None, options: MediaOptions) -> bytes:
         """The name under which the features of a medium are remembered.
 
+        It comes from the content, so no client can put something else under another's id.
+
         Args:
             medium: None if the client sent only an id.
-            content_id: the id that the client gave the content (`uuid`), if any.
+            content_id: the id that the client gives the content (`uuid`), if any.
             options: those that shape the features are part of the name.
+
+        Raises:
+            VLLMValidationError: no data, and an id that no medium came with (HTTP 400).
         """
-        if content_id is not None:
-            content = b"id:" + content_id.encode()
-        elif medium is not None:
-            content = b"sha256:" + medium.digest
+        if medium is None:
+            with self._lock:
+                content = self._content_of_id.get(content_id or "")
+            if content is None:
+                raise VLLMValidationError(
+                    "A medium was sent only as an id (uuid) that is not remembered; send its data.",
+                    parameter="messages",
+                )
         else:
-            raise ValueError("A medium without data needs the id (uuid) of an earlier one.")
-        kind = medium.modality if medium is not None else "unknown"
+            content = medium.modality.encode() + medium.digest
+            if content_id is not None:
+                with self._lock:
+                    self._content_of_id[content_id] = content
         shaping = options.model_dump(exclude={"keep_ratio"})
-        return hashlib.sha256(b"|".join([content, kind.encode(), repr(shaping).encode()])).digest()
+        return hashlib.sha256(content + repr(shaping).encode()).digest()
 
     def features(self, medium: Medium | None, key: bytes, options: MediaOptions) -> MediumFeatures:
         """Look the features up, or compute them.
 
         Raises:
-            MediaError: what is wrong with the file (HTTP 400).
+            VLLMValidationError: what is wrong with the file (HTTP 400).
         """
         with self._lock:
             found = self._recent.get(key)
             if found is not None:
                 self.hits += 1
                 return found
-            self.misses += 1
-        if medium is None:
-            raise ValueError("The medium was sent only as an id (uuid), but it is not remembered.")
-        computed = self._compute(medium, key, options)
+            running = self._running.get(key)
+            if running is None:
+                self.misses += 1
+                mine = self._running[key] = Future()
+        if running is not None:  # another request brought the same medium a moment ago
+            return running.result()
+        try:
+            computed = self._compute(medium, key, options)
+            mine.set_result(computed)
+        except BaseException as error:
+            mine.set_exception(error)
+            raise
+        finally:
+            with self._lock:
+                del self._running[key]
         with self._lock:
             if computed.nbytes <= self._recent.maxsize:
                 self._recent[key] = computed
         return computed
 
-    def _compute(self, medium: Medium, key: bytes, options: MediaOptions) -> MediumFeatures:
-        if medium.modality == "video":
-            return self._video(key, self._clip(medium, options), options)
-        if medium.modality == "audio":
-            return self._sound(key, self._waveform(medium))
-        return self._image(key, self._picture(medium), options)
+    def _compute(self, medium: Medium | None, key: bytes, options: MediaOptions) -> MediumFeatures:
+        if medium is None:
+            raise VLLMValidationError(
+                "A medium was sent only as an id (uuid), but it is no longer remembered; "
+                "send its data.",
+                parameter="messages",
+            )
+        try:
+            if medium.modality == "video":
+                return self._video(key, self._clip(medium, options), options)
+            if medium.modality == "audio":
+                return self._sound(key, self._waveform(medium))
+            return self._image(key, self._picture(medium), options)
+        except media.MediaError as error:
+            raise VLLMValidationError(str(error), parameter=f"{medium.modality}_url") from None
 
     # -- decoding ------------------------------------------------------------------------------
 
@@ -128,7 +168,14 @@ class MediaProcessor:
                 frames=frames, fps=medium.rate, sound=None, duration_s=len(frames) / medium.rate
             )
         rule = media.SamplingRule(fps=options.fps, max_frames=self._settings.media.max_frames)
-        return media.decode_clip(medium.data, rule, self._limits, sound=options.sound)
+        low, high = _bounds(options, *VIDEO_PIXELS)
+
+        def shrink(height: int, width: int) -> tuple[int, int]:
+            """Large frames shrink as they are decoded: a long clip of them would fill memory."""
+            smaller = smart_resize(height, width, TOKEN_SIDE, low, high)
+            return smaller if smaller[0] * smaller[1] < height * width else (height, width)
+
+        return media.decode_clip(medium.data, rule, self._limits, sound=options.sound, size=shrink)
 
     def _waveform(self, medium: Medium) -> np.ndarray:
         if isinstance(medium, EncodedMedium):
@@ -146,11 +193,10 @@ class MediaProcessor:
     # -- features ------------------------------------------------------------------------------
 
     def _video(self, key: bytes, clip: media.Clip, options: MediaOptions) -> MediumFeatures:
-        low, high = VIDEO_PIXELS
         patches, grid = _patches(
             self._video_processor(
                 videos=[torch.from_numpy(clip.frames).permute(0, 3, 1, 2)],
-                size=_size(options, low, high),
+                size=_size(options, *VIDEO_PIXELS),
                 do_sample_frames=False,
                 return_tensors="pt",
             ),
@@ -213,15 +259,43 @@ def _even(frames: np.ndarray) -> np.ndarray:
     return frames if len(frames) % 2 == 0 else np.concatenate([frames, frames[-1:]])
 
 
-def _size(options: MediaOptions, low: int, high: int) -> dict[str, int]:
-    """The processor's pixel bounds; a bound that is asked for moves the other if they cross."""
+def _bounds(options: MediaOptions, low: int, high: int) -> tuple[int, int]:
+    """Pixel bounds; a bound that is asked for moves the other if they cross."""
     low = low if options.min_pixels is None else options.min_pixels
     high = high if options.max_pixels is None else options.max_pixels
     if low > high:
-        low, high = (high, high) if options.min_pixels is None else (low, low)
+        return (high, high) if options.min_pixels is None else (low, low)
+    return low, high
+
+
+def _size(options: MediaOptions, low: int, high: int) -> dict[str, int]:
+    """The bounds as the Hugging Face processors take them."""
+    low, high = _bounds(options, low, high)
     return {"shortest_edge": low, "longest_edge": high}
 
 
 def _patches(output: Any, values: str, grid: str) -> tuple[torch.Tensor, tuple[int, int, int]]:
     time, height, width = (int(n) for n in output[grid][0])
     return output[values], (time, height, width)
+
+
+_current: MediaProcessor | None = None
+
+
+def set_current(processor: MediaProcessor) -> None:
+    """Let the media connector of this process prepare media for `processor`."""
+    global _current
+    _current = processor
+
+
+def prepare(medium: Medium, options: MediaOptions) -> None:
+    """Compute the features of a medium that a request will ask for in a moment.
+
+    vLLM processes the prompts of a process one after the other; what is prepared while media are
+    fetched runs side by side.
+
+    Raises:
+        VLLMValidationError: what is wrong with the file (HTTP 400).
+    """
+    if _current is not None:
+        _current.features(medium, _current.key(medium, None, options), options)

@@ -7,12 +7,10 @@ sound of a video is read from the same bytes as its picture.
 
 from __future__ import annotations
 
+import asyncio
 import binascii
-import hashlib
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pybase64
@@ -22,52 +20,26 @@ from aiohttp import ClientError
 from PIL import Image
 from vllm.exceptions import VLLMError, VLLMUnprocessableEntityError, VLLMValidationError
 from vllm.multimodal.media import MediaIO, MediaWithBytes
-from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
+from vllm.multimodal.media.connector import (
+    MEDIA_CONNECTOR_REGISTRY,
+    MediaConnector,
+    global_thread_pool,
+)
 from vllm.multimodal.parse import (
     ModalityDataItems,
     MultiModalDataParser,
     ProcessorBatchItems,
 )
 
-Modality = Literal["video", "audio", "image"]
+from ep_serve.engine.features import prepare
+from ep_serve.engine.medium import DecodedMedium, EncodedMedium, Medium, Modality
+from ep_serve.engine.settings import OPTIONS_KEY, MediaOptions
 
 CONNECTOR = "ep_serve"
 """Name of the connector in vLLM's registry (`VLLM_MEDIA_CONNECTOR`)."""
 
 MAX_BYTES = 1 << 30
 """Largest file that is fetched."""
-
-
-@dataclass(frozen=True)
-class EncodedMedium:
-    """A file as it arrived."""
-
-    modality: Modality
-    data: bytes
-
-    @cached_property
-    def digest(self) -> bytes:
-        return hashlib.sha256(self.data).digest()
-
-
-@dataclass(frozen=True)
-class DecodedMedium:
-    """Arrays given directly, through vLLM's Python API."""
-
-    modality: Modality
-    array: np.ndarray
-    """Video: (T, H, W, 3) uint8. Image: (H, W, 3) uint8. Audio: (n,) float32."""
-    rate: float
-    """Video: frames a second. Audio: samples a second. Image: 0."""
-
-    @cached_property
-    def digest(self) -> bytes:
-        array = np.ascontiguousarray(self.array)
-        head = f"{self.modality}|{self.rate}|{array.dtype}|{array.shape}|".encode()
-        return hashlib.sha256(head + array.tobytes()).digest()
-
-
-Medium = EncodedMedium | DecodedMedium
 
 
 class EncodedIO(MediaIO[EncodedMedium]):
@@ -131,11 +103,16 @@ class EncodedMediaConnector(MediaConnector):
 
     async def _fetch_async(self, modality: Modality, url: str) -> EncodedMedium:
         try:
-            return await self.load_from_url_async(
+            medium = await self.load_from_url_async(
                 url, EncodedIO(modality), fetch_timeout=_timeout(modality)
             )
         except Exception as error:
             raise _fetch_error(modality, error) from error
+        if (options := self.media_io_kwargs.get(OPTIONS_KEY)) is not None:
+            await asyncio.get_running_loop().run_in_executor(
+                global_thread_pool, prepare, medium, MediaOptions(**options)
+            )
+        return medium
 
 
 def _timeout(modality: Modality) -> int:

@@ -27,7 +27,7 @@ from vllm.renderers import online_renderer
 from vllm.renderers.online_renderer import OnlineRenderer
 
 from ep_serve.engine import reports
-from ep_serve.engine.settings import REQUEST_FIELDS, Settings
+from ep_serve.engine.settings import OPTIONS_KEY, REQUEST_FIELDS, Settings, hide_sound_field
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -72,9 +72,14 @@ async def _preprocess_chat(
 ) -> Any:
     extra = request.model_extra or {}
     own = {name: extra[name] for name in REQUEST_FIELDS if name in extra}
-    if own:
-        Settings.of(self.model_config).merge(own)
-        request.mm_processor_kwargs = {**(request.mm_processor_kwargs or {}), **own}
+    if request.mm_processor_kwargs or own:
+        own = hide_sound_field({**(request.mm_processor_kwargs or {}), **own})
+        request.mm_processor_kwargs = own
+    options = Settings.of(self.model_config).merge(own)
+    request.media_io_kwargs = {
+        **(request.media_io_kwargs or {}),
+        OPTIONS_KEY: options.model_dump(),
+    }
     _refuse_media_tokens(messages)
     conversation, engine_inputs = await _original_preprocess(
         self, request, messages, *args, **kwargs
@@ -83,9 +88,19 @@ async def _preprocess_chat(
     return conversation, engine_inputs
 
 
-def _validate_request_mm_kwargs(*, mm_processor_kwargs: Any, **others: Any) -> None:
-    foreign = {k: v for k, v in (mm_processor_kwargs or {}).items() if k not in REQUEST_FIELDS}
-    _original_validate(mm_processor_kwargs=foreign or None, **others)
+def _validate_request_mm_kwargs(
+    *, mm_processor_kwargs: Any, media_io_kwargs: Any, trust_request_mm_kwargs: bool
+) -> None:
+    ours = {*REQUEST_FIELDS, "sound", OPTIONS_KEY}
+    _original_validate(
+        mm_processor_kwargs=_without(ours, mm_processor_kwargs),
+        media_io_kwargs=_without(ours, media_io_kwargs),
+        trust_request_mm_kwargs=trust_request_mm_kwargs,
+    )
+
+
+def _without(names: set[str], kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
+    return {name: value for name, value in (kwargs or {}).items() if name not in names} or None
 
 
 def _refuse_media_tokens(messages: Sequence[Any]) -> None:

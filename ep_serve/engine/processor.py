@@ -25,7 +25,7 @@ from vllm.multimodal.inputs import MultiModalKwargsItem, MultiModalKwargsItems, 
 from vllm.multimodal.processing import BaseMultiModalProcessor
 from vllm.transformers_utils.processor import cached_processor_from_config
 
-from ep_serve.engine.features import MediaProcessor, MediumFeatures
+from ep_serve.engine.features import MediaProcessor, MediumFeatures, set_current
 from ep_serve.engine.item import MODALITY, PATCH_VALUES, PROFILING_KEY, pack
 from ep_serve.engine.media_io import MediumParser
 from ep_serve.engine.metrics import metrics
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
     from vllm.multimodal.cache import BaseMultiModalProcessorCache
     from vllm.multimodal.processing import ProcessorInputs, TimingContext
-    from vllm.multimodal.processing.processor import ResolvedPromptUpdate
 
 POSITIONS_PER_MAX_LENGTH = 4
 """vLLM's rotary table has this many rows for each position of `max_position_embeddings`."""
@@ -131,33 +130,35 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
 
     @cached_property
     def media(self) -> MediaProcessor:
-        return MediaProcessor(
+        processor = MediaProcessor(
             self.info.get_hf_processor(), self.info.settings, self.info.ctx.model_config.dtype
         )
+        set_current(processor)
+        return processor
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
         """See the module.
 
         Raises:
-            VLLMValidationError: an option of the request, or a prompt that is too long.
+            VLLMValidationError: an option, a file that cannot be used, a prompt that is too long.
             PlaceholderError: the prompt's media tokens do not match its media.
-            MediaError: a file that cannot be used.
         """
         options = self._options(inputs)
         media = self._media_in_prompt_order(inputs)
         keys = [self.media.key(medium, content_id, options) for medium, content_id in media]
         key = self._item_key(inputs.prompt, keys, options)
-        reduction = self._reduction_if_cached(inputs.cache, key)
-        item: MultiModalKwargsItem | None = None
-        if reduction is None:
+        cached = self._look_up(inputs.cache, key)
+        if cached is not None:
+            item, reduction = cached
+        else:
             with timing_ctx.record("media"):
                 features = [
                     self.media.features(medium, medium_key, options)
                     for (medium, _), medium_key in zip(media, keys, strict=True)
                 ]
             with timing_ctx.record("layout"):
-                item, reduction = self._fuse(key, inputs.prompt, features, options)
-        item = self._through_cache(inputs.cache, key, item, reduction)
+                fused, reduction = self._fuse(key, inputs.prompt, features, options)
+            item = self._register(inputs.cache, key, fused, reduction)
         metrics().request(reduction)
         metrics().media(self.media)
         return self._reduced_input(reduction, item)
@@ -221,37 +222,33 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
         item = pack(key, layout, keep, features, self.info.ctx.model_config.dtype)
         return item, _describe(key, layout, keep, options.keep_ratio)
 
-    def _reduction_if_cached(
-        self, cache: BaseMultiModalProcessorCache | None, key: bytes
-    ) -> Reduction | None:
-        """What was done to an identical request, if the engine still has its item."""
+    @staticmethod
+    def _look_up(
+        cache: BaseMultiModalProcessorCache | None, key: bytes
+    ) -> tuple[MultiModalKwargsItem | None, Reduction] | None:
+        """An identical request in vLLM's cache: what to send for it, and what was done to it.
+
+        What is sent is None where the engine has the item, else its address or the item itself.
+        """
         if cache is None or not cache.is_cached_item(key.hex()):
             return None
-        cache.touch_sender_cache_item(key.hex())
-        _, updates = cache.get_and_update_item(None, key.hex())
-        cache.release_sender_touches()
-        return cast("Reduction", updates[0])
+        item, updates = _update(cache, key, None)
+        return item, cast("Reduction", updates[0])
 
-    def _through_cache(
-        self,
+    @staticmethod
+    def _register(
         cache: BaseMultiModalProcessorCache | None,
         key: bytes,
-        item: MultiModalKwargsItem | None,
+        item: MultiModalKwargsItem,
         reduction: Reduction,
     ) -> MultiModalKwargsItem | None:
-        """Register a new item with vLLM's cache, which mirrors the engine's.
+        """Put a new item into vLLM's cache, which mirrors the engine's, and return what to send.
 
         vLLM keeps "prompt updates" beside an item; for a fused item that is its `Reduction`.
         """
-        if cache is None or item is None:
+        if cache is None:
             return item
-        updates: list[ResolvedPromptUpdate] = [reduction]
-        try:
-            cache.touch_sender_cache_item(key.hex())
-            sent, _ = cache.get_and_update_item((item, updates), key.hex())
-        finally:
-            cache.release_sender_touches()
-        return sent
+        return _update(cache, key, (item, [reduction]))[0]
 
     @staticmethod
     def _reduced_input(reduction: Reduction, item: MultiModalKwargsItem | None) -> MultiModalInput:
@@ -294,6 +291,22 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
 
     def _get_prompt_updates(self, *_: Any) -> Any:
         raise NotImplementedError
+
+
+def _update(
+    cache: BaseMultiModalProcessorCache,
+    key: bytes,
+    entry: tuple[MultiModalKwargsItem, list[Any]] | None,
+) -> tuple[MultiModalKwargsItem | None, Sequence[Any]]:
+    """One step of vLLM's cache protocol for one item (`_merge_mm_kwargs` in its processor)."""
+    try:
+        cache.touch_sender_cache_item(key.hex())
+        updated: tuple[MultiModalKwargsItem | None, Sequence[Any]] = cache.get_and_update_item(
+            entry, key.hex()
+        )
+    finally:
+        cache.release_sender_touches()
+    return updated
 
 
 def _describe(key: bytes, layout: Layout, keep: int, keep_ratio: float) -> Reduction:

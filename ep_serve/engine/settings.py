@@ -27,6 +27,9 @@ _HF_ATTRIBUTE = "ep_serve_settings"
 TOKEN_PIXELS = 28 * 28
 """Pixels of one frame that become one token (patch 14, merged 2 x 2)."""
 
+OPTIONS_KEY = "ep_serve"
+"""Entry of `media_io_kwargs` in which the options of a request reach the media connector."""
+
 
 class MediaSettings(BaseModel):
     """How media become tokens; the defaults are those of the Qwen2.5-Omni processor.
@@ -79,7 +82,7 @@ class EngineSettings(BaseModel):
     """Memory for the processed pixels and spectra of recent media, in the API process."""
     max_media_seconds: float = Field(default=1800.0, gt=0)
     """Longest video or sound that is decoded."""
-    decode_timeout_s: float = Field(default=9.0, gt=0)
+    decode_timeout_s: float = Field(default=60.0, gt=0)
     """Wall time for decoding one medium."""
 
 
@@ -92,8 +95,11 @@ class RequestOptions(BaseModel):
     fps: float | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
-    use_audio_in_video: bool | None = None
-    """Whether the sound track of a video is used; vLLM's name for it."""
+    sound: bool | None = None
+    """Whether the sound track of a video is used; `use_audio_in_video` for clients.
+
+    vLLM's chat parser acts on that name itself: it would add the sound as one more medium.
+    """
 
     @field_validator("keep_ratio", "fps", mode="before")
     @classmethod
@@ -114,7 +120,9 @@ class RequestOptions(BaseModel):
         return value
 
 
-REQUEST_FIELDS = frozenset(RequestOptions.model_fields)
+SOUND_FIELD = "use_audio_in_video"
+REQUEST_FIELDS = frozenset({*RequestOptions.model_fields, SOUND_FIELD} - {"sound"})
+"""Names of the fields in a request."""
 
 
 class Settings(BaseModel):
@@ -192,13 +200,12 @@ class Settings(BaseModel):
             if asked.min_pixels is not None:
                 raise _invalid("min_pixels", f"must be at most max_pixels ({high})", low)
             low = high
-        sound = asked.use_audio_in_video
         return MediaOptions(
             keep_ratio=asked.keep_ratio if asked.keep_ratio is not None else self.keep_ratio,
             fps=asked.fps if asked.fps is not None else media.fps,
             min_pixels=low,
             max_pixels=high,
-            sound=media.use_audio_in_video if sound is None else sound,
+            sound=media.use_audio_in_video if asked.sound is None else asked.sound,
         )
 
 
@@ -221,15 +228,21 @@ def parse_request_options(fields: Mapping[str, object]) -> RequestOptions:
         VLLMValidationError: names the field and what is wrong with its value (HTTP 400).
     """
     try:
-        return RequestOptions(**fields)  # type: ignore[arg-type]  # validated by pydantic
+        return RequestOptions(**hide_sound_field(fields))
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "request"
+        name = SOUND_FIELD if name == "sound" else name
         if first["type"] == "extra_forbidden":
             known = ", ".join(sorted(REQUEST_FIELDS))
             raise _invalid(name, f"is not an option here (known: {known})", None) from None
         reason = first["msg"].removeprefix("Value error, ")
         raise _invalid(name, reason, first["input"]) from None
+
+
+def hide_sound_field(fields: Mapping[str, object]) -> dict[str, Any]:
+    """The same fields, with our name for `use_audio_in_video`."""
+    return {"sound" if name == SOUND_FIELD else name: value for name, value in fields.items()}
 
 
 def _at_most(name: str, value: float | None, limit: float) -> None:

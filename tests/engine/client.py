@@ -45,12 +45,12 @@ def text(words: str) -> dict[str, Any]:
     return {"type": "text", "text": words}
 
 
-def user(*parts: dict[str, Any]) -> list[dict[str, Any]]:
+def user(*parts: dict[str, Any]) -> list[Any]:
     """Messages of one turn."""
     return [{"role": "user", "content": list(parts)}]
 
 
-def golden_messages(name: str) -> list[dict[str, Any]]:
+def golden_messages(name: str) -> list[Any]:
     """The messages of a golden case, its files as data URLs."""
     case, _ = load_case(name)
     return [
@@ -73,7 +73,7 @@ class Answer:
 
     token_ids: list[int]
     text: str
-    reduction: dict[str, Any] | None
+    reduction: Any
     prompt_tokens: int
     cached_tokens: int
     raw: ChatCompletion
@@ -90,11 +90,11 @@ class Client:
     def openai(self) -> OpenAI:
         return OpenAI(base_url=self.process.base_url, api_key="none", max_retries=0, timeout=120)
 
-    def ask(self, messages: list[dict[str, Any]], *, max_tokens: int = 8, **body: Any) -> Answer:
+    def ask(self, messages: list[Any], *, max_tokens: int = 8, **body: Any) -> Answer:
         """A greedy answer of exactly `max_tokens` tokens; `body` goes into the request as it is."""
         completion = self.openai.chat.completions.create(
             model=MODEL,
-            messages=messages,  # type: ignore[arg-type]  # vLLM's content parts
+            messages=messages,
             max_tokens=max_tokens,
             temperature=0,
             extra_body={"ignore_eos": True, "return_token_ids": True, **body},

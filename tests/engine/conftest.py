@@ -63,6 +63,7 @@ def cramped_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]
         *("--num-gpu-blocks-override", "13"),
         *("--max-num-batched-tokens", "48"),
         *("--max-num-seqs", "16"),
+        *("--mm-processor-cache-type", "shm"),
         "--enable-prompt-tokens-details",
     ) as client:
         yield client

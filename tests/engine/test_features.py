@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers.models.qwen2_5_omni.processing_qwen2_5_omni import Qwen2_5OmniProcessor
+from vllm.exceptions import VLLMValidationError
+
+from ep_serve.checkpoint.embedded import build
+from ep_serve.engine.features import MediaProcessor
+from ep_serve.engine.medium import EncodedMedium
+from ep_serve.engine.settings import EngineSettings, MediaOptions, MediaSettings, Settings
+from ep_serve.layout import Kind
+from tests.clips import make_clip, make_image, make_wav
+from tests.goldens import CASES, CHECKPOINT, GOLDENS, load_case, needs_goldens
+
+OPTIONS = MediaOptions(keep_ratio=0.2, fps=2.0, min_pixels=3136, max_pixels=200_704, sound=True)
+SETTINGS = Settings(
+    media=MediaSettings(), engine=EngineSettings(), keep_ratio=0.2, max_full_tokens=10_000
+)
+
+
+@pytest.fixture(scope="module")
+def hf_processor(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return Qwen2_5OmniProcessor.from_pretrained(build(tmp_path_factory.mktemp("m") / "m"))
+
+
+@pytest.fixture
+def processor(hf_processor: Any) -> MediaProcessor:
+    return MediaProcessor(hf_processor, SETTINGS, torch.float32)
+
+
+def features(processor: MediaProcessor, medium: EncodedMedium, **changes: object) -> Any:
+    options = OPTIONS.model_copy(update=changes)
+    return processor.features(medium, processor.key(medium, None, options), options)
+
+
+def test_equal_content_is_processed_once(processor: MediaProcessor) -> None:
+    clip = make_clip(2)
+    first = features(processor, EncodedMedium("video", clip))
+    again = features(processor, EncodedMedium("video", bytes(clip)), keep_ratio=0.1)
+    assert again is first
+    assert (processor.hits, processor.misses) == (1, 1)
+
+
+def test_other_options_are_other_features(processor: MediaProcessor) -> None:
+    clip = EncodedMedium("video", make_clip(4))
+    grids = [
+        features(processor, clip, **changes).grid_thw
+        for changes in ({}, {"fps": 1.0}, {"max_pixels": 3136})
+    ]
+    assert grids == [(4, 8, 8), (2, 8, 8), (4, 4, 4)]
+    assert features(processor, clip, sound=False).mel is None
+
+
+def test_the_same_bytes_under_another_modality_are_something_else(
+    processor: MediaProcessor,
+) -> None:
+    data = make_clip(2)
+    assert features(processor, EncodedMedium("video", data)).pixel_values is not None
+    assert features(processor, EncodedMedium("audio", data)).pixel_values is None
+
+
+def test_an_id_stands_for_content_that_came_with_it(processor: MediaProcessor) -> None:
+    medium = EncodedMedium("image", make_image())
+    key = processor.key(medium, "cat", OPTIONS)
+    first = processor.features(medium, key, OPTIONS)
+    assert processor.key(None, "cat", OPTIONS) == key
+    assert processor.features(None, key, OPTIONS) is first
+    with pytest.raises(VLLMValidationError, match="not remembered"):
+        processor.key(None, "dog", OPTIONS)
+
+
+def test_nobody_can_put_other_content_under_a_known_one(processor: MediaProcessor) -> None:
+    cat = EncodedMedium("image", make_image(number=1))
+    dog = EncodedMedium("image", make_image(number=2))
+    assert processor.key(cat, "cat", OPTIONS) != processor.key(dog, "cat", OPTIONS)
+    assert processor.key(cat, "x", OPTIONS) == processor.key(cat, None, OPTIONS)
+
+
+def test_requests_at_the_same_time_share_the_work(
+    processor: MediaProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute = processor._compute
+
+    def slow(*args: Any) -> Any:
+        time.sleep(0.2)
+        return compute(*args)
+
+    monkeypatch.setattr(processor, "_compute", slow)
+    medium = EncodedMedium("audio", make_wav(1))
+    results: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(features(processor, medium)))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 6
+    assert all(result is results[0] for result in results)
+    assert processor.misses == 1
+
+
+def test_a_bad_file_is_refused_by_name_and_not_remembered(processor: MediaProcessor) -> None:
+    for _ in range(2):
+        with pytest.raises(VLLMValidationError) as refusal:
+            features(processor, EncodedMedium("audio", b"noise"))
+        assert refusal.value.parameter == "audio_url"
+    assert processor.misses == 2
+
+
+def test_large_frames_shrink_while_they_are_decoded(
+    processor: MediaProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    video = processor._video_processor
+
+    def watched(videos: Any, **kwargs: Any) -> Any:
+        seen.append(tuple(videos[0].shape))
+        return video(videos=videos, **kwargs)
+
+    monkeypatch.setattr(processor, "_video_processor", watched)
+    clip = EncodedMedium("video", make_clip(1, size=(640, 480)))
+    found = features(processor, clip, max_pixels=112 * 112)
+    assert seen == [(4, 3, 84, 112)]
+    assert found.grid_thw == (2, 6, 8)
+
+
+@needs_goldens
+@pytest.mark.parametrize("name", [name for name in CASES if name != "text_only"])
+def test_features_are_those_of_the_authors_processor(name: str) -> None:
+    case, tensors = load_case(name)
+    golden = MediaProcessor(
+        Qwen2_5OmniProcessor.from_pretrained(CHECKPOINT), SETTINGS, torch.float32
+    )
+    options = OPTIONS.model_copy(update={"fps": case["processor_kwargs"].get("fps", 2.0)})
+    found = [
+        golden.features(medium, golden.key(medium, None, options), options)
+        for message in case["messages"]
+        for part in message["content"]
+        if part["type"] != "text"
+        for medium in [EncodedMedium(part["type"], (GOLDENS / part[part["type"]]).read_bytes())]
+    ]
+    patches: dict[Kind, list[Any]] = {Kind.VIDEO: [], Kind.IMAGE: [], Kind.AUDIO: []}
+    for f in found:
+        patches[f.shape.kind].append(f.pixel_values)
+    videos, images = patches[Kind.VIDEO], patches[Kind.IMAGE]
+    sounds = [f.mel for f in found if f.mel is not None]
+    for values, key in ((videos, "proc.pixel_values_videos"), (images, "proc.pixel_values")):
+        if values:
+            torch.testing.assert_close(torch.cat(values), tensors[key], atol=1e-5, rtol=0)
+    for index, mel in enumerate(sounds):
+        reference = tensors[f"proc.input_features.{index}"]
+        np.testing.assert_allclose(mel.numpy(), reference.numpy(), atol=1e-4)

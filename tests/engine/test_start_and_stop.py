@@ -1,0 +1,69 @@
+"""How a server starts, refuses to start, and ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ep_serve.checkpoint.embedded import build
+from ep_serve.cli import main
+from ep_serve.engine.process import ServerProcess
+from tests.engine.client import Client, text, user
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("model") / "embedded")
+
+
+@pytest.fixture
+def server(embedded: Path, tmp_path: Path) -> Iterator[ServerProcess]:
+    options = ["--max-model-len", "2048", "--enforce-eager", "--served-model-name", "golden"]
+    with ServerProcess(embedded, options, log=tmp_path / "log") as process:
+        yield process
+
+
+def test_sigterm_lets_a_running_stream_finish(server: ServerProcess) -> None:
+    client = Client(server)
+    body = {
+        "model": "golden",
+        "messages": user(text("Hello")),
+        "max_tokens": 400,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    url = f"{client.root}/v1/chat/completions"
+    with httpx.stream("POST", url, json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        os.kill(server.pid, signal.SIGTERM)
+        events = [line.removeprefix("data: ") for line in lines if line]
+    assert events[-1] == "[DONE]"
+    assert json.loads(events[-2])["choices"][0]["finish_reason"] == "length"
+    began = time.monotonic()
+    assert server.wait() == 0
+    assert time.monotonic() - began < 30
+
+
+def test_a_checkpoint_that_contradicts_itself_is_refused_in_a_sentence(
+    embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(embedded, broken)
+    config = json.loads((broken / "config.json").read_text())
+    config["thinker_config"]["text_config"]["sync_rope_section"] = [1, 2, 3]
+    (broken / "config.json").write_text(json.dumps(config))
+    assert main(["serve", str(broken)]) == 1
+    message = capsys.readouterr().err
+    assert "sync_rope_section" in message
+    assert len(message.splitlines()) == 1

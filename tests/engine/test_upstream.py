@@ -1,0 +1,107 @@
+"""What this project relies on inside vLLM; a failure here says what to look at after an upgrade."""
+
+from __future__ import annotations
+
+import inspect
+
+import vllm
+from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
+from vllm.entrypoints.openai.chat_completion import protocol, serving
+from vllm.entrypoints.serve.engine.protocol import UsageInfo
+from vllm.model_executor.models.interfaces import SupportsMultiModalPruning
+from vllm.model_executor.models.qwen2_5_omni_thinker import (
+    Qwen2_5OmniThinkerForConditionalGeneration as Stock,
+)
+from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
+from vllm.renderers import chat_utils, online_renderer
+from vllm.v1.worker import cpu_model_runner, gpu_model_runner
+from vllm.v1.worker.gpu.model_states import mm_pruning
+
+from ep_serve.engine import media_io, openai_patch
+from ep_serve.engine.item import MODALITY
+
+
+def parameters(function: object) -> list[str]:
+    return list(inspect.signature(function).parameters)  # type: ignore[arg-type]
+
+
+def test_the_version_is_the_one_this_was_written_for() -> None:
+    assert vllm.__version__.startswith("0.32.")
+
+
+def test_the_patched_functions_have_not_changed() -> None:
+    preprocess = openai_patch._original_preprocess
+    assert parameters(preprocess)[:3] == ["self", "request", "messages"]
+    assert "validate_request_mm_kwargs(" in inspect.getsource(preprocess)
+    assert set(parameters(validate_request_mm_kwargs)) == {
+        "mm_processor_kwargs",
+        "media_io_kwargs",
+        "trust_request_mm_kwargs",
+    }
+    for generator in (openai_patch._original_full, openai_patch._original_stream):
+        assert parameters(generator)[:3] == ["self", "request", "result_generator"]
+    assert parameters(openai_patch._original_init)[:2] == ["self", "engine_client"]
+
+
+def test_the_patch_takes_the_place_of_what_it_wraps() -> None:
+    openai_patch.install()
+    openai_patch.install()
+    renderer = online_renderer.OnlineRenderer
+    assert renderer.preprocess_chat is openai_patch._preprocess_chat
+    assert openai_patch._original_preprocess is not openai_patch._preprocess_chat
+    chat = serving.OpenAIServingChat
+    assert chat.chat_completion_stream_generator is openai_patch._stream_generator
+
+
+def test_requests_and_usage_take_fields_of_ours() -> None:
+    request = protocol.ChatCompletionRequest.model_validate(
+        {"model": "m", "messages": [{"role": "user", "content": "x"}], "keep_ratio": 0.1}
+    )
+    assert request.model_extra == {"keep_ratio": 0.1}
+    usage = UsageInfo()
+    usage.reduction = {"keep_ratio": 0.1}
+    assert usage.model_dump()["reduction"] == {"keep_ratio": 0.1}
+
+
+def test_media_are_fetched_through_the_connector_of_the_environment() -> None:
+    assert "envs.VLLM_MEDIA_CONNECTOR" in inspect.getsource(chat_utils)
+    connector = MEDIA_CONNECTOR_REGISTRY.load(media_io.CONNECTOR)
+    assert isinstance(connector, media_io.EncodedMediaConnector)
+    for name in ("load_from_url", "load_from_url_async"):
+        assert parameters(getattr(MediaConnector, name)) == [
+            "self",
+            "url",
+            "media_io",
+            "fetch_timeout",
+        ]
+
+
+def test_the_cpu_runner_still_forgets_that_a_model_prunes() -> None:
+    flag = "is_multimodal_pruning_enabled"
+    assert flag in inspect.getsource(gpu_model_runner.GPUModelRunner.load_model)
+    assert flag not in inspect.getsource(cpu_model_runner.CPUModelRunner.load_model)
+
+
+def test_only_items_called_video_are_encoded_one_at_a_time() -> None:
+    assert MODALITY != "video"
+    source = inspect.getsource(gpu_model_runner.GPUModelRunner._execute_mm_encoder)
+    assert 'modality == "video"' in source
+
+
+def test_both_runners_ask_the_model_for_positions() -> None:
+    expected = [
+        "self",
+        "input_ids",
+        "multimodal_embeddings",
+        "mrope_positions",
+        "num_computed_tokens",
+    ]
+    assert parameters(SupportsMultiModalPruning.recompute_mrope_positions) == expected
+    call = "recompute_mrope_positions("
+    assert call in inspect.getsource(gpu_model_runner.GPUModelRunner._gather_mm_embeddings)
+    assert call in inspect.getsource(mm_pruning.MultiModalPruner.recompute)
+
+
+def test_the_towers_are_run_through_the_stock_model() -> None:
+    assert parameters(Stock._process_video_input) == ["self", "video_input"]
+    assert parameters(Stock._process_audio_input) == ["self", "audio_input"]

@@ -17,6 +17,9 @@ from ep_serve.checkpoint.errors import CheckpointError
 from ep_serve.checkpoint.sections import Sections, scaled_sections
 
 ARCHITECTURE = "Qwen2_5OmniCompressForConditionalGeneration"
+REDUCED_ARCHITECTURE = "Qwen2_5OmniReducedForConditionalGeneration"
+"""What a stock or OmniSIFT checkpoint is served as; it is not in any config.json."""
+
 MODEL_TYPE = "qwen2_5_omni_compress"
 THINKER_MODEL_TYPE = "qwen2_5_omni_compress_thinker"
 STOCK_MODEL_TYPE = "qwen2_5_omni"

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
+from ep_serve.checkpoint.config import ARCHITECTURE
 from ep_serve.engine.media_io import CONNECTOR
 from ep_serve.engine.settings import Settings
+from ep_serve.layout import MediaTokens, build_layout
 from ep_serve.sieve import get_sieve
 
 if TYPE_CHECKING:
@@ -38,7 +40,10 @@ class ReducingConfig(VerifyAndUpdateConfig):
             ValueError: a setting that cannot work, in one sentence.
         """
         settings = Settings.resolve(vllm_config)
-        get_sieve(settings.engine.sieve)
+        architecture = vllm_config.model_config.architecture
+        if settings.refines != (architecture == ARCHITECTURE):
+            raise ValueError(f"this checkpoint cannot be served as {architecture}")
+        _check_sieve(settings)
         _refuse_drafters(vllm_config)
         settings.attach(vllm_config.model_config)
 
@@ -56,6 +61,12 @@ class ReducingConfig(VerifyAndUpdateConfig):
             mm_config.skip_mm_profiling = True  # memory is not budgeted by a dry run here
             if parallel.worker_cls == "auto":
                 parallel.worker_cls = "ep_serve.engine.worker.ReducingCPUWorker"
+
+
+def _check_sieve(settings: Settings) -> None:
+    """Refuse a sieve that is unknown, or that a request without options would leave at a loss."""
+    nothing = build_layout([], [], MediaTokens(1, 2, 3, 4, 5, 6, 7))
+    get_sieve(settings.sieve).plan(nothing, settings.media.ask(settings.keep_ratio))
 
 
 def _patch_openai_server() -> None:

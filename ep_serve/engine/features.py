@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ep_serve.engine.settings import MediaOptions, Settings
 
 SAMPLE_RATE = 16_000
-REMEMBERED_IDS = 65_536
-"""Ids of clients (`uuid`) whose content is known."""
+REMEMBERED = 65_536
+"""Media whose shape, and ids of clients (`uuid`) whose content, are known."""
 TEMPORAL_PATCH = 2
 TOKEN_SIDE = 28
 """Pixels along the side of one token; frames are resized to multiples of it."""
@@ -78,7 +78,8 @@ class MediaProcessor:
             capacity, getsizeof=lambda f: f.nbytes
         )
         self._running: dict[bytes, Future[MediumFeatures]] = {}
-        self._content_of_id: LRUCache[str, bytes] = LRUCache(REMEMBERED_IDS)
+        self._content_of_id: LRUCache[str, bytes] = LRUCache(REMEMBERED)
+        self._shapes: LRUCache[bytes, Shape] = LRUCache(REMEMBERED)
         self._lock = threading.Lock()
         self.hits = 0
         self.misses = 0
@@ -109,8 +110,17 @@ class MediaProcessor:
             if content_id is not None:
                 with self._lock:
                     self._content_of_id[content_id] = content
-        shaping = options.model_dump(exclude={"keep_ratio"})
-        return hashlib.sha256(content + repr(shaping).encode()).digest()
+        return hashlib.sha256(content + repr(options.shaping).encode()).digest()
+
+    def shape(self, medium: Medium | None, key: bytes, options: MediaOptions) -> Shape:
+        """What the layout needs to know of a medium; it is remembered longer than the features.
+
+        Raises:
+            VLLMValidationError: what is wrong with the file (HTTP 400).
+        """
+        with self._lock:
+            known = self._shapes.get(key)
+        return known if known is not None else self.features(medium, key, options).shape
 
     def features(self, medium: Medium | None, key: bytes, options: MediaOptions) -> MediumFeatures:
         """Look the features up, or compute them.
@@ -139,6 +149,7 @@ class MediaProcessor:
             with self._lock:
                 del self._running[key]
         with self._lock:
+            self._shapes[key] = computed.shape
             if computed.nbytes <= self._recent.maxsize:
                 self._recent[key] = computed
         return computed

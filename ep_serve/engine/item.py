@@ -8,6 +8,7 @@ item's fields: `pack` runs in the API process, `unpack` in the worker.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from vllm.multimodal.inputs import (
 )
 
 from ep_serve.layout import Kind, Layout
+from ep_serve.sieve import Ask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -54,15 +56,26 @@ class FusedItem:
     key: bytes
     """Hash of everything the result depends on."""
     token_ids: torch.Tensor
-    """(L,) the full prompt."""
+    """(L,) the part of the full prompt that the item covers: all of it if the sieve reads text."""
     kinds: torch.Tensor
     """(L,) int8, see `Kind`."""
     media: torch.Tensor
     """(L,) index of the medium, -1 for text."""
     positions: torch.Tensor
-    """(3, L) rotary positions of the full prompt."""
+    """(3, L) rotary positions, those of the full prompt."""
+    ask: Ask
+    """How much to keep, for the sieve's plan."""
     keep: int
-    """AV tokens to keep."""
+    """AV tokens that the plan keeps."""
+    start: int
+    """Place of the item in the reduced prompt: the text before it."""
+    after: int
+    """Rotary position of the first token after the item."""
+    tail: int
+    """Tokens of the prompt after the item."""
+    delta: int
+    """First decoded rotary position minus the length of the reduced prompt. It goes by the largest
+    position of the full prompt, even if that is dropped."""
     vision_keys: list[bytes]
     """One content hash for each video or image, in prompt order."""
     vision_grids: torch.Tensor
@@ -77,7 +90,7 @@ class FusedItem:
 
     @property
     def length(self) -> int:
-        """Tokens of the full prompt."""
+        """Tokens before reduction."""
         return self.token_ids.shape[0]
 
     @property
@@ -86,18 +99,53 @@ class FusedItem:
 
     @property
     def reduced_length(self) -> int:
+        """Tokens after reduction."""
         return self.num_text + self.keep
 
     @property
-    def delta(self) -> int:
-        """First decoded position minus reduced length; the maximum counts even if it is dropped."""
-        return int(self.positions.max()) + 1 - self.reduced_length
+    def layout(self) -> Layout:
+        """The part as the sieves' plans take it."""
+        return Layout(
+            token_ids=self.token_ids.numpy(),
+            kinds=self.kinds.numpy(),
+            media=self.media.numpy(),
+            positions=self.positions.numpy(),
+        )
+
+
+@dataclass(frozen=True)
+class Span:
+    """The part of a prompt that an item covers, and how the rest of the prompt lies around it."""
+
+    layout: Layout
+    keep: int
+    start: int
+    after: int
+    tail: int
+    delta: int
+
+
+def cover(layout: Layout, keep: int, *, whole: bool) -> Span:
+    """Cut the item's part out of a prompt: everything, or from the first to the last AV token."""
+    (av,) = layout.is_av.nonzero()
+    first, last = (0, layout.length - 1) if whole else (int(av[0]), int(av[-1]))
+    tail = layout.length - last - 1
+    reduced = layout.num_text + keep
+    return Span(
+        layout=layout.part(first, last + 1),
+        keep=keep,
+        start=first,
+        after=int(layout.positions[0, last + 1]) if tail else 0,
+        tail=tail,
+        delta=layout.next_position - reduced,
+    )
 
 
 def pack(
-    key: bytes, layout: Layout, keep: int, features: Sequence[MediumFeatures], dtype: torch.dtype
+    key: bytes, span: Span, ask: Ask, features: Sequence[MediumFeatures], dtype: torch.dtype
 ) -> MultiModalKwargsItem:
     """Build the item that vLLM sends to the worker."""
+    layout = span.layout
     vision = [f for f in features if f.pixel_values is not None]
     sounds = [f for f in features if f.mel is not None]
     fields = {
@@ -106,7 +154,10 @@ def pack(
         "kinds": torch.from_numpy(layout.kinds),
         "media": torch.from_numpy(layout.media),
         "positions": torch.from_numpy(layout.positions),
-        "keep": torch.tensor([keep]),
+        "ask": torch.tensor(
+            [_number(n) for n in (ask.keep_ratio, ask.rho_audio, ask.rho_video)], dtype=torch.float64
+        ),
+        "span": torch.tensor([span.keep, span.start, span.after, span.tail, span.delta]),
         "vision_keys": _bytes_tensor([f.key for f in vision]),
         "vision_grids": torch.tensor([f.grid_thw for f in vision]).reshape(-1, 3),
         "audio_keys": _bytes_tensor([f.key for f in sounds]),
@@ -150,13 +201,19 @@ def unpack_cpu_fields(item: Mapping[str, MultiModalFieldElem]) -> FusedItem:
 
 
 def _unpack_one(fields: dict[str, Any]) -> FusedItem:
+    keep, start, after, tail, delta = fields["span"].tolist()
     return FusedItem(
         key=_to_bytes(fields["key"]),
         token_ids=fields["token_ids"],
         kinds=fields["kinds"],
         media=fields["media"],
         positions=fields["positions"],
-        keep=int(fields["keep"][0]),
+        ask=Ask(*(None if math.isnan(n) else n for n in fields["ask"].tolist())),
+        keep=keep,
+        start=start,
+        after=after,
+        tail=tail,
+        delta=delta,
         vision_keys=[_to_bytes(row) for row in fields["vision_keys"]],
         vision_grids=fields["vision_grids"],
         audio_keys=[_to_bytes(row) for row in fields["audio_keys"]],
@@ -164,6 +221,10 @@ def _unpack_one(fields: dict[str, Any]) -> FusedItem:
         pixel_values=fields["pixel_values"],
         mel=fields["mel"],
     )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _bytes_tensor(keys: list[bytes]) -> torch.Tensor:

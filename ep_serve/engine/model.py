@@ -1,4 +1,4 @@
-"""The model that vLLM registers: Qwen2.5-Omni's thinker with a refiner and a sieve.
+"""The models that vLLM registers: Qwen2.5-Omni's thinker behind a sieve, with or without refiner.
 
 One request is one fused item (`item.py`). `embed_multimodal` runs towers, refiner and sieve over it
 and returns as many embeddings as the reduced prompt has tokens, with their positions beside them
@@ -36,9 +36,9 @@ from ep_serve.engine.refiner import Refiner
 from ep_serve.engine.rotary import SyncRotaryEmbedding
 from ep_serve.engine.settings import Settings
 from ep_serve.engine.statistics import WorkerStatistics
-from ep_serve.engine.towers import TowerCache, Towers
+from ep_serve.engine.towers import ItemOutputs, TowerCache, Towers
 from ep_serve.layout import Kind
-from ep_serve.sieve import Pool, get_sieve
+from ep_serve.sieve import Pool, Selection, get_sieve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,47 +47,39 @@ if TYPE_CHECKING:
     from vllm.multimodal.inputs import MultiModalFeatureSpec
 
 AV_KINDS = (Kind.VIDEO, Kind.AUDIO, Kind.IMAGE)
-_SCORE_HEAD = "thinker.model.compressor."
-_WITHOUT_SCORE_HEAD = WeightsMapper(orig_to_new_prefix={_SCORE_HEAD: None})
+SCORE_HEADS = ("thinker.compressor.", "thinker.model.compressor.")
+"""Weights of a sieve: OmniSIFT's and EchoingPixels'."""
 
 
 @MULTIMODAL_REGISTRY.register_processor(
     ReducingProcessor, info=ReducingProcessingInfo, dummy_inputs=ReducingDummyInputs
 )
-class Qwen2_5OmniCompressForConditionalGeneration(  # noqa: N801  the checkpoint's name
+class Qwen2_5OmniReducedForConditionalGeneration(  # noqa: N801  beside the official names
     Qwen2_5OmniThinkerForConditionalGeneration, SupportsMultiModalPruning
 ):
-    """EchoingPixels on vLLM."""
+    """A stock Qwen2.5-Omni thinker behind a sieve that needs no refiner."""
 
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_prefix={
-            "thinker.model.bidir_encoder.": "refiner.",
-            _SCORE_HEAD: "sieve.",
+            **dict.fromkeys(SCORE_HEADS, "sieve."),
             **Qwen2_5OmniThinkerForConditionalGeneration.hf_to_vllm_mapper.orig_to_new_prefix,
         }
     )
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        model_config = vllm_config.model_config
-        text_config = self.config.text_config
-        reduction = ReductionConfig.from_hf(model_config.hf_config)
-        self.settings = Settings.of(model_config)
-        rotary = _install_sync_rope(self.language_model.model, reduction.sync_rope_sections)
+        self.settings = Settings.of(vllm_config.model_config)
         self.statistics = WorkerStatistics()
         cache_bytes = int(self.settings.engine.tower_cache_gib * 2**30)
-        self.towers = Towers(self, TowerCache(cache_bytes, self.statistics.totals))
+        sieve = get_sieve(self.settings.sieve)
+        self.towers = Towers(
+            self, TowerCache(cache_bytes, self.statistics.totals), listens=sieve.uses_saliency
+        )
         if get_pp_group().is_first_rank:
-            self.refiner = Refiner(
-                text_config,
-                reduction.refiner_layers,
-                rotary,
-                self.quant_config,
-                maybe_prefix(prefix, "refiner"),
-            )
-            self.sieve = get_sieve(self.settings.engine.sieve).for_model(text_config.hidden_size)
+            self.sieve = sieve.for_model(self.config.text_config.hidden_size)
             if not isinstance(self.sieve, nn.Module):
-                self.hf_to_vllm_mapper = _WITHOUT_SCORE_HEAD | self.hf_to_vllm_mapper
+                unused = WeightsMapper(orig_to_new_prefix=dict.fromkeys(SCORE_HEADS))
+                self.hf_to_vllm_mapper = unused | self.hf_to_vllm_mapper
         # The V1 runner asks for the decoding offset at every step, the V2 runner only with media.
         self._offset_column = not vllm_config.use_v2_model_runner
         # Room for the tower cache while device memory is profiled; given back by the first request.
@@ -124,56 +116,79 @@ class Qwen2_5OmniCompressForConditionalGeneration(  # noqa: N801  the checkpoint
             hidden = torch.cat([self._embed(*pair) for pair in zip(items, towers, strict=True)])
             positions = torch.cat([item.positions for item in items], dim=1).to(device)
             lengths = [item.length for item in items]
-            hidden = self.refiner(hidden, positions, lengths)
+            hidden = self._refine(hidden, positions, lengths)
         with self.statistics.stage("selection", device):
             return [
-                self._select(item, *prompt)
-                for item, prompt in zip(
+                self._select(*request)
+                for request in zip(
                     items,
-                    zip(hidden.split(lengths), positions.split(lengths, dim=1), strict=True),
+                    towers,
+                    hidden.split(lengths),
+                    positions.split(lengths, dim=1),
                     strict=True,
                 )
             ]
 
-    def _embed(self, item: FusedItem, towers: Sequence[torch.Tensor]) -> torch.Tensor:
-        """(L, D) embeddings of a full prompt: text from the table, the rest from the towers."""
+    def _embed(self, item: FusedItem, towers: ItemOutputs) -> torch.Tensor:
+        """(L, D) embeddings of an item: text from the table, the rest from the towers."""
         device = item.pixel_values.device
         hidden = self.language_model.model.embed_input_ids(item.token_ids.to(device))
-        num_vision = len(item.vision_keys)
         is_vision = (item.kinds == Kind.VIDEO) | (item.kinds == Kind.IMAGE)
-        for mask, outputs in (
-            (is_vision, towers[:num_vision]),
-            (item.kinds == Kind.AUDIO, towers[num_vision:]),
-        ):
+        for mask, outputs in ((is_vision, towers.vision), (item.kinds == Kind.AUDIO, towers.audio)):
             if outputs:
                 places = mask.nonzero().squeeze(1).to(device)
-                hidden[places] = torch.cat(list(outputs)).to(hidden.dtype)
+                hidden[places] = torch.cat([o.embeddings for o in outputs]).to(hidden.dtype)
+        return hidden
+
+    def _refine(
+        self, hidden: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int]
+    ) -> torch.Tensor:
+        """What the pool and the decoder get of packed prompts (n, D): here, their embeddings."""
         return hidden
 
     def _select(
-        self, item: FusedItem, hidden: torch.Tensor, positions: torch.Tensor
+        self,
+        item: FusedItem,
+        towers: ItemOutputs,
+        hidden: torch.Tensor,
+        positions: torch.Tensor,
     ) -> torch.Tensor:
         """Keep text and the sieve's choice of the pool, in prompt order."""
         device = hidden.device
         (av,) = (item.kinds != Kind.TEXT).nonzero(as_tuple=True)
         kinds = item.kinds[av].to(device)
-        av_on_device = av.to(device)
+        av = av.to(device)
+        saliency = [output.saliency for output in towers.audio if output.saliency is not None]
         pool = Pool(
-            hidden=hidden[av_on_device],
+            hidden=hidden[av],
             kinds=kinds,
-            positions=positions[:, av_on_device],
-            media=item.media[av].to(device),
+            positions=positions[:, av],
+            media=item.media[item.kinds != Kind.TEXT].to(device),
+            saliency=torch.cat(saliency) if saliency else None,
         )
-        chosen = self.sieve.select(pool, item.keep)
-        # Ranks hold the same states up to rounding; one of them decides.
-        chosen = get_tp_group().broadcast(chosen, src=0)
+        selection = self._same_on_all_ranks(
+            self.sieve.reduce(pool, type(self.sieve).plan(item.layout, item.ask))
+        )
+        survivors = av[selection.indices]
         full = {kind: int((item.kinds == kind).sum()) for kind in AV_KINDS}
-        self.statistics.record_item(item.key, full, kinds[chosen])
+        self.statistics.record_item(item.key, full, kinds[selection.indices])
+        if selection.hidden is not None:
+            hidden[survivors] = selection.hidden
         keep = (item.kinds == Kind.TEXT).to(device)
-        keep[av_on_device[chosen]] = True
+        keep[survivors] = True
         # The count is known, so the device need not be waited for.
         (kept,) = torch.nonzero_static(keep, size=item.reduced_length).T
-        return position_codec.append(hidden[kept], 0, positions[:, kept], item.delta)
+        return position_codec.append(hidden[kept], item.start, positions[:, kept], item.delta)
+
+    @staticmethod
+    def _same_on_all_ranks(selection: Selection) -> Selection:
+        """Ranks hold the same states up to rounding; the first one decides."""
+        group = get_tp_group()
+        hidden = selection.hidden
+        return Selection(
+            indices=group.broadcast(selection.indices, src=0),
+            hidden=None if hidden is None else group.broadcast(hidden.contiguous(), src=0),
+        )
 
     # -- positions ------------------------------------------------------------------------------
 
@@ -182,8 +197,9 @@ class Qwen2_5OmniCompressForConditionalGeneration(  # noqa: N801  the checkpoint
     ) -> tuple[torch.Tensor, int]:
         """Positions as far as they are known before the sieve has run.
 
-        Those of a fused item follow with its embeddings. Tokens after it (generated ones, when a
-        request comes back after preemption) go on behind the full prompt.
+        Those of a fused item follow with its embeddings. The text after it goes on where the clip
+        ended, and generated tokens (when a request comes back after preemption) behind the largest
+        position of the full prompt.
 
         Returns:
             (3, n) positions, or (3, n + 1) for the V1 runner, whose last column keeps the delta;
@@ -197,7 +213,10 @@ class Qwen2_5OmniCompressForConditionalGeneration(  # noqa: N801  the checkpoint
             assert data is not None, "vLLM keeps the CPU fields of items for M-RoPE models"
             item = unpack_cpu_fields(data)
             delta = item.delta
-            positions[:, item.reduced_length :] += delta
+            end = item.start + item.reduced_length
+            text = min(item.tail, length - end)
+            positions[:, end : end + text] = item.after + torch.arange(text)
+            positions[:, end + text :] += delta
         if not self._offset_column:
             return positions[:, :length], delta
         positions[:, length] = delta
@@ -240,6 +259,37 @@ class Qwen2_5OmniCompressForConditionalGeneration(  # noqa: N801  the checkpoint
         return SupportsMultiModal.embed_input_ids(
             self, input_ids, multimodal_embeddings, is_multimodal=is_multimodal
         )
+
+
+class Qwen2_5OmniCompressForConditionalGeneration(  # noqa: N801  the checkpoint's name
+    Qwen2_5OmniReducedForConditionalGeneration
+):
+    """EchoingPixels: the whole prompt refined first, and Sync-RoPE in refiner and decoder."""
+
+    hf_to_vllm_mapper = WeightsMapper(
+        orig_to_new_prefix={
+            "thinker.model.bidir_encoder.": "refiner.",
+            **Qwen2_5OmniReducedForConditionalGeneration.hf_to_vllm_mapper.orig_to_new_prefix,
+        }
+    )
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        reduction = ReductionConfig.from_hf(vllm_config.model_config.hf_config)
+        rotary = _install_sync_rope(self.language_model.model, reduction.sync_rope_sections)
+        if get_pp_group().is_first_rank:
+            self.refiner = Refiner(
+                self.config.text_config,
+                reduction.refiner_layers,
+                rotary,
+                self.quant_config,
+                maybe_prefix(prefix, "refiner"),
+            )
+
+    def _refine(
+        self, hidden: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int]
+    ) -> torch.Tensor:
+        return self.refiner(hidden, positions, lengths)
 
 
 def _install_sync_rope(decoder: nn.Module, sections: Sequence[int]) -> SyncRotaryEmbedding:

@@ -26,12 +26,11 @@ from vllm.multimodal.processing import BaseMultiModalProcessor
 from vllm.transformers_utils.processor import cached_processor_from_config
 
 from ep_serve.engine.features import MediaProcessor, MediumFeatures, set_current
-from ep_serve.engine.item import MODALITY, PATCH_VALUES, PROFILING_KEY, pack
+from ep_serve.engine.item import MODALITY, PATCH_VALUES, PROFILING_KEY, Span, cover, pack
 from ep_serve.engine.media_io import MediumParser
 from ep_serve.engine.metrics import metrics
 from ep_serve.engine.settings import MediaOptions, Settings
 from ep_serve.layout import (
-    Kind,
     Layout,
     MediaTokens,
     PlaceholderError,
@@ -39,7 +38,7 @@ from ep_serve.layout import (
     build_layout,
     spread,
 )
-from ep_serve.sieve import get_sieve
+from ep_serve.sieve import Ask, get_sieve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,7 +55,8 @@ class Reduction:
     """What a request's reduction is, as far as the CPU knows it beforehand."""
 
     key: bytes
-    keep_ratio: float
+    """That of the fused item."""
+    ask: Ask
     prompt_ids: list[int]
     """Stand-in for the reduced prompt: its text, and AV tokens where survivors may be."""
     full: dict[str, int]
@@ -68,6 +68,13 @@ class Reduction:
     @property
     def reduced_length(self) -> int:
         return len(self.prompt_ids)
+
+    @property
+    def keep_ratio(self) -> float:
+        """The ratio that was asked for, or the one that the rates came to."""
+        if self.ask.keep_ratio is not None:
+            return self.ask.keep_ratio
+        return round(self.kept / max(1, sum(self.full.values())), 4)
 
 
 class ReducedInput(MultiModalInput):
@@ -146,22 +153,23 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
         options = self._options(inputs)
         media = self._media_in_prompt_order(inputs)
         keys = [self.media.key(medium, content_id, options) for medium, content_id in media]
-        key = self._item_key(inputs.prompt, keys, options)
-        cached = self._look_up(inputs.cache, key)
-        if cached is not None:
-            item, reduction = cached
+        given = [(medium, key, options) for (medium, _), key in zip(media, keys, strict=True)]
+        with timing_ctx.record("layout"):
+            shapes = [self.media.shape(*medium) for medium in given]
+            layout = build_layout(inputs.prompt, shapes, self.info.tokens)
+            span = self._plan(layout, options.ask)
+        key = self._item_key(span, options.ask, keys)
+        if inputs.cache is not None and inputs.cache.is_cached_item(key.hex()):
+            item = _update(inputs.cache, key, None)
         else:
             with timing_ctx.record("media"):
-                features = [
-                    self.media.features(medium, medium_key, options)
-                    for (medium, _), medium_key in zip(media, keys, strict=True)
-                ]
-            with timing_ctx.record("layout"):
-                fused, reduction = self._fuse(key, inputs.prompt, features, options)
-            item = self._register(inputs.cache, key, fused, reduction)
+                features = [self.media.features(*medium) for medium in given]
+            fresh = pack(key, span, options.ask, features, self.info.ctx.model_config.dtype)
+            item = fresh if inputs.cache is None else _update(inputs.cache, key, fresh)
+        reduction = _describe(key, layout, span, options.ask)
         metrics().request(reduction)
         metrics().media(self.media)
-        return self._reduced_input(reduction, item)
+        return _reduced_input(reduction, span, item)
 
     def _options(self, inputs: ProcessorInputs) -> MediaOptions:
         options = self.info.settings.merge(inputs.hf_processor_mm_kwargs)
@@ -187,24 +195,8 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
         }
         return [next(waiting[modality]) for modality in order]
 
-    def _item_key(self, prompt: Sequence[int], keys: list[bytes], options: MediaOptions) -> bytes:
-        parts = [
-            str(self.info.model_id).encode(),
-            self.info.settings.engine.sieve.encode(),
-            repr(options.keep_ratio).encode(),
-            b",".join(b"%d" % token for token in prompt),
-            *keys,
-        ]
-        return hashlib.sha256(b"|".join(parts)).digest()
-
-    def _fuse(
-        self,
-        key: bytes,
-        prompt: Sequence[int],
-        features: Sequence[MediumFeatures],
-        options: MediaOptions,
-    ) -> tuple[MultiModalKwargsItem, Reduction]:
-        layout = build_layout(prompt, [f.shape for f in features], self.info.tokens)
+    def _plan(self, layout: Layout, ask: Ask) -> Span:
+        """Decide how much is kept, and which part of the prompt the item covers."""
         settings = self.info.settings
         if layout.length > settings.max_full_tokens:
             raise VLLMValidationError(
@@ -212,56 +204,32 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
                 f"{settings.max_full_tokens}. Send less media, or lower fps or max_pixels.",
                 parameter="messages",
             )
-        keep = get_sieve(settings.engine.sieve).budget(layout, options.keep_ratio)
-        last = layout.next_position + self.info.ctx.model_config.max_model_len
-        if last - layout.num_text - keep > self.info.max_position:
+        try:
+            keep = get_sieve(settings.sieve).plan(layout, ask).keep
+        except ValueError as error:
+            raise VLLMValidationError(str(error), parameter="keep_ratio") from None
+        span = cover(layout, keep, whole=settings.whole_prompt)
+        if self.info.ctx.model_config.max_model_len + span.delta > self.info.max_position:
             raise VLLMValidationError(
                 f"The media last too long: rotary positions would exceed {self.info.max_position}.",
                 parameter="messages",
             )
-        item = pack(key, layout, keep, features, self.info.ctx.model_config.dtype)
-        return item, _describe(key, layout, keep, options.keep_ratio)
+        return span
 
-    @staticmethod
-    def _look_up(
-        cache: BaseMultiModalProcessorCache | None, key: bytes
-    ) -> tuple[MultiModalKwargsItem | None, Reduction] | None:
-        """An identical request in vLLM's cache: what to send for it, and what was done to it.
+    def _item_key(self, span: Span, ask: Ask, keys: list[bytes]) -> bytes:
+        """Hash of all that the item's embeddings and positions depend on.
 
-        What is sent is None where the engine has the item, else its address or the item itself.
+        Where the sieve does not read the text, questions about a clip share its item.
         """
-        if cache is None or not cache.is_cached_item(key.hex()):
-            return None
-        item, updates = _update(cache, key, None)
-        return item, cast("Reduction", updates[0])
-
-    @staticmethod
-    def _register(
-        cache: BaseMultiModalProcessorCache | None,
-        key: bytes,
-        item: MultiModalKwargsItem,
-        reduction: Reduction,
-    ) -> MultiModalKwargsItem | None:
-        """Put a new item into vLLM's cache, which mirrors the engine's, and return what to send.
-
-        vLLM keeps "prompt updates" beside an item; for a fused item that is its `Reduction`.
-        """
-        if cache is None:
-            return item
-        return _update(cache, key, (item, [reduction]))[0]
-
-    @staticmethod
-    def _reduced_input(reduction: Reduction, item: MultiModalKwargsItem | None) -> MultiModalInput:
-        result = mm_input(
-            prompt_token_ids=list(reduction.prompt_ids),
-            mm_kwargs=MultiModalKwargsItems({MODALITY: [item]}),
-            mm_hashes={MODALITY: [reduction.key.hex()]},
-            mm_placeholders={
-                MODALITY: [PlaceholderRange(offset=0, length=reduction.reduced_length)]
-            },
-        )
-        cast("ReducedInput", result)["reduction"] = reduction
-        return result
+        parts = [
+            str(self.info.model_id).encode(),
+            self.info.settings.sieve.encode(),
+            repr((ask, span.start, span.after, span.delta)).encode(),
+            span.layout.token_ids.tobytes(),
+            span.layout.positions.tobytes(),
+            *keys,
+        ]
+        return hashlib.sha256(b"|".join(parts)).digest()
 
     def get_dummy_mm_inputs(
         self,
@@ -274,15 +242,21 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
 
         Where vLLM only wants to warm the processor up (`scheduler_config` given), a short one.
         """
-        tokens = self.info.tokens
-        length = self.info.settings.max_full_tokens if scheduler_config is None else 256
-        # The longest reduced prompt must fit the sequence, so profile at the ratio that just does.
-        keep_ratio = min(1.0, (self.info.ctx.model_config.max_model_len - 8) / length)
-        options = self.info.settings.merge({"keep_ratio": keep_ratio})
-        features = _blank_video(length - 4, self.info.ctx.model_config.dtype)
-        prompt = [tokens.vision_bos, tokens.video, tokens.vision_eos]
-        item, reduction = self._fuse(PROFILING_KEY, prompt, [features], options)
-        return self._reduced_input(reduction, item)
+        settings, model_config = self.info.settings, self.info.ctx.model_config
+        length = settings.max_full_tokens if scheduler_config is None else 256
+        sequence = model_config.max_model_len
+        prompt = [self.info.tokens.vision_bos, self.info.tokens.video, self.info.tokens.vision_eos]
+        # A reduced prompt must fit the sequence: ask for what just does. Sieves that keep more than
+        # they are asked for never see a full prompt longer than the sequence.
+        for tokens, ratio in ((length, sequence / length / 2), (min(length, sequence) // 2, 1.0)):
+            features = _blank_video(tokens - 4, model_config.dtype)
+            layout = build_layout(prompt, [features.shape], self.info.tokens)
+            ask = Ask(min(1.0, ratio))
+            span = self._plan(layout, ask)
+            if layout.num_text + span.keep <= sequence:
+                break
+        item = pack(PROFILING_KEY, span, ask, [features], model_config.dtype)
+        return _reduced_input(_describe(PROFILING_KEY, layout, span, ask), span, item)
 
     # Never reached: `apply` is replaced. vLLM declares them abstract.
 
@@ -294,35 +268,47 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
 
 
 def _update(
-    cache: BaseMultiModalProcessorCache,
-    key: bytes,
-    entry: tuple[MultiModalKwargsItem, list[Any]] | None,
-) -> tuple[MultiModalKwargsItem | None, Sequence[Any]]:
-    """One step of vLLM's cache protocol for one item (`_merge_mm_kwargs` in its processor)."""
+    cache: BaseMultiModalProcessorCache, key: bytes, item: MultiModalKwargsItem | None
+) -> MultiModalKwargsItem | None:
+    """One step of vLLM's cache protocol for one item (`_merge_mm_kwargs` in its processor).
+
+    Returns:
+        What to send: None where the engine has the item, else its address or the item itself.
+    """
     try:
         cache.touch_sender_cache_item(key.hex())
-        updated: tuple[MultiModalKwargsItem | None, Sequence[Any]] = cache.get_and_update_item(
-            entry, key.hex()
-        )
+        sent, _ = cache.get_and_update_item(None if item is None else (item, []), key.hex())
     finally:
         cache.release_sender_touches()
-    return updated
+    return cast("MultiModalKwargsItem | None", sent)
 
 
-def _describe(key: bytes, layout: Layout, keep: int, keep_ratio: float) -> Reduction:
+def _describe(key: bytes, layout: Layout, span: Span, ask: Ask) -> Reduction:
     stand_in = ~layout.is_av
     (av,) = layout.is_av.nonzero()
-    stand_in[av[spread(layout.num_av, keep)]] = True
+    stand_in[av[spread(layout.num_av, span.keep)]] = True
     return Reduction(
         key=key,
-        keep_ratio=keep_ratio,
+        ask=ask,
         prompt_ids=layout.token_ids[stand_in].tolist(),
-        full={
-            kind.name.lower(): layout.count(kind) for kind in (Kind.VIDEO, Kind.AUDIO, Kind.IMAGE)
-        },
+        full={kind.name.lower(): count for kind, count in layout.counts().items()},
         full_length=layout.length,
-        kept=keep,
+        kept=span.keep,
     )
+
+
+def _reduced_input(
+    reduction: Reduction, span: Span, item: MultiModalKwargsItem | None
+) -> MultiModalInput:
+    length = span.layout.num_text + span.keep
+    result = mm_input(
+        prompt_token_ids=list(reduction.prompt_ids),
+        mm_kwargs=MultiModalKwargsItems({MODALITY: [item]}),
+        mm_hashes={MODALITY: [reduction.key.hex()]},
+        mm_placeholders={MODALITY: [PlaceholderRange(offset=span.start, length=length)]},
+    )
+    cast("ReducedInput", result)["reduction"] = reduction
+    return result
 
 
 def _blank_video(tokens: int, dtype: torch.dtype) -> MediumFeatures:
@@ -331,7 +317,7 @@ def _blank_video(tokens: int, dtype: torch.dtype) -> MediumFeatures:
     grid = (frames, side, side)
     return MediumFeatures(
         key=PROFILING_KEY,
-        shape=Video(grid, second_per_grid=0.04),
+        shape=Video(grid, second_per_grid=0.08),
         pixel_values=torch.zeros(frames * side * side, PATCH_VALUES, dtype=dtype),
         grid_thw=grid,
         mel=None,

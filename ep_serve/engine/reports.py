@@ -48,11 +48,18 @@ class Reporter:
             "prompt_tokens_reduced": reduction.reduced_length,
             "av_tokens_full": sum(reduction.full.values()),
             "av_tokens_kept": reduction.kept,
+            **self._rates(reduction),
             **{
                 modality: {"full": full, "kept": None if kept is None else kept[modality]}
                 for modality, full in reduction.full.items()
             },
         }
+
+    @staticmethod
+    def _rates(reduction: Reduction) -> dict[str, float]:
+        """The rates of sieves that tell sound and picture apart."""
+        rates = {"rho_audio": reduction.ask.rho_audio, "rho_video": reduction.ask.rho_video}
+        return {name: rate for name, rate in rates.items() if rate is not None}
 
     async def _kept(self, key: str) -> dict[str, int] | None:
         try:

@@ -9,6 +9,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ep_serve.checkpoint.config import REDUCED_ARCHITECTURE
+from ep_serve.checkpoint.errors import CheckpointError
+from ep_serve.checkpoint.kind import kind_of
 from ep_serve.engine.settings import ADDITIONAL_CONFIG_KEY
 
 if TYPE_CHECKING:
@@ -21,7 +24,7 @@ SHUTDOWN_SECONDS = 30
 CPU_KV_CACHE_BYTES = 2 << 30
 """KV cache on a CPU, where vLLM would otherwise take most of the machine's memory."""
 
-MEDIA_OPTIONS = ("keep_ratio", "fps", "min_pixels", "max_pixels", "max_frames", "max_fps")
+MEDIA_OPTIONS = ("keep_ratio", "rho_audio", "rho_video", "fps", "min_pixels", "max_pixels", "max_frames", "max_fps")
 ENGINE_OPTIONS = ("sieve", "max_full_tokens", "tower_cache_gib", "media_cache_gib")
 
 
@@ -34,6 +37,9 @@ def serve(arguments: argparse.Namespace, forwarded: Sequence[str]) -> int:
 
     Returns:
         The exit code.
+
+    Raises:
+        CheckpointError: a checkpoint that cannot be served as asked.
     """
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -44,6 +50,8 @@ def serve(arguments: argparse.Namespace, forwarded: Sequence[str]) -> int:
     cli_env_setup()
     parser = make_arg_parser(FlexibleArgumentParser(prog="ep-serve serve", add_help=False))
     args = parser.parse_args([str(arguments.checkpoint), *_defaults(forwarded), *forwarded])
+    arguments.sieve, overrides = _route(Path(arguments.checkpoint), arguments.sieve)
+    _merge(args, "hf_overrides", overrides)
     _merge(args, "mm_processor_kwargs", _given(arguments, MEDIA_OPTIONS))
     own = _given(arguments, ENGINE_OPTIONS)
     if own:
@@ -62,11 +70,32 @@ def serve(arguments: argparse.Namespace, forwarded: Sequence[str]) -> int:
 
 def problems(checkpoint: Path) -> list[str]:
     """What is wrong with a checkpoint directory, before minutes are spent on loading it."""
-    if not checkpoint.is_dir():
-        return []  # a name for vLLM to resolve
+    if not checkpoint.is_dir() or kind_of(checkpoint) != "echoingpixels":
+        return []  # a name for vLLM to resolve, or nothing of ours to check
     from ep_serve.checkpoint.check import check
 
     return [str(finding) for finding in check(checkpoint) if finding.severity == "error"]
+
+
+def _route(checkpoint: Path, sieve: str | None) -> tuple[str | None, dict[str, Any]]:
+    """The sieve of a checkpoint, and what must be overridden in its configuration.
+
+    Raises:
+        CheckpointError: a stock checkpoint and no sieve for it.
+    """
+    if not checkpoint.is_dir():  # a name: only the one who gives it knows what it is
+        foreign = sieve not in (None, "cs2")
+        return sieve, {"architectures": [REDUCED_ARCHITECTURE]} if foreign else {}
+    kind = kind_of(checkpoint)
+    if kind == "echoingpixels":
+        return sieve, {}
+    sieve = sieve or ("omnisift" if kind == "omnisift" else None)
+    if sieve is None or (sieve == "omnisift" and kind != "omnisift"):
+        raise CheckpointError(
+            "this is a stock Qwen2.5-Omni checkpoint: serve it with --sieve omnizip, uniform, "
+            "random or none, or make an EchoingPixels one with `ep-serve checkpoint init`"
+        )
+    return sieve, {"architectures": [REDUCED_ARCHITECTURE]}
 
 
 def _defaults(forwarded: Sequence[str]) -> list[str]:

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from vllm.exceptions import VLLMValidationError
 
+from ep_serve.checkpoint.config import MODEL_TYPE, ReductionConfig
+from ep_serve.sieve import Ask, get_sieve
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -41,6 +44,10 @@ class MediaSettings(BaseModel):
 
     keep_ratio: float | None = Field(default=None, gt=0, le=1)
     """Fraction of the AV tokens to keep; the checkpoint's `compression_ratio` if not given."""
+    rho_audio: float | None = Field(default=None, ge=0, le=1)
+    """Fraction of the sound to drop, for sieves that tell sound and picture apart."""
+    rho_video: float | None = Field(default=None, ge=0, le=1)
+    """The same for the pictures of clips."""
     fps: float = Field(default=2.0, gt=0, le=30)
     """Frames sampled from each second of a video."""
     min_pixels: int | None = Field(default=None, ge=TOKEN_PIXELS)
@@ -61,7 +68,14 @@ class MediaSettings(BaseModel):
             raise ValueError(f"min_pixels ({low}) is greater than max_pixels ({high})")
         if self.fps > self.max_fps:
             raise ValueError(f"fps ({self.fps}) is greater than max_fps ({self.max_fps})")
+        self.ask()
         return self
+
+    def ask(self, keep_ratio: float | None = None) -> Ask:
+        """What a request that says nothing wants to keep; `keep_ratio` if the server neither."""
+        if self.rho_audio is None and self.rho_video is None:
+            return Ask(keep_ratio=self.keep_ratio or keep_ratio)
+        return Ask(self.keep_ratio, self.rho_audio, self.rho_video)
 
 
 class EngineSettings(BaseModel):
@@ -69,8 +83,8 @@ class EngineSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    sieve: str = "cs2"
-    """Name of the sieve in the registry."""
+    sieve: str | None = None
+    """Name of the sieve in the registry; that of an EchoingPixels checkpoint is cs2."""
     max_full_tokens: int | None = Field(default=None, ge=1)
     """Longest prompt before reduction, in tokens; four times `max_model_len` if not given.
 
@@ -92,6 +106,8 @@ class RequestOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     keep_ratio: float | None = None
+    rho_audio: float | None = None
+    rho_video: float | None = None
     fps: float | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
@@ -101,7 +117,7 @@ class RequestOptions(BaseModel):
     vLLM's chat parser acts on that name itself: it would add the sound as one more medium.
     """
 
-    @field_validator("keep_ratio", "fps", mode="before")
+    @field_validator("keep_ratio", "rho_audio", "rho_video", "fps", mode="before")
     @classmethod
     def _a_number(cls, value: object) -> object:
         if value is None:
@@ -121,6 +137,14 @@ class RequestOptions(BaseModel):
 
 
 SOUND_FIELD = "use_audio_in_video"
+    @field_validator("rho_audio", "rho_video")
+    @classmethod
+    def _a_rate(cls, value: float | None) -> float | None:
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError("must be at least 0 and at most 1")
+        return value
+
+
 REQUEST_FIELDS = frozenset({*RequestOptions.model_fields, SOUND_FIELD} - {"sound"})
 """Names of the fields in a request."""
 
@@ -132,7 +156,11 @@ class Settings(BaseModel):
 
     media: MediaSettings
     engine: EngineSettings
-    keep_ratio: float
+    sieve: str
+    refines: bool
+    """The checkpoint has a refiner: the whole prompt, text too, goes through it."""
+    keep_ratio: float | None
+    """That of the checkpoint, if it has one."""
     max_full_tokens: int
 
     @classmethod
@@ -149,8 +177,6 @@ class Settings(BaseModel):
 
     @classmethod
     def _build(cls, model_config: ModelConfig, own: Mapping[str, Any]) -> Settings:
-        from ep_serve.checkpoint.config import ReductionConfig
-
         mm_config = model_config.multimodal_config
         media_kwargs = (mm_config.mm_processor_kwargs if mm_config else None) or {}
         try:
@@ -158,13 +184,24 @@ class Settings(BaseModel):
             media = MediaSettings(**media_kwargs)
         except ValidationError as error:
             raise ValueError(_sentences(error)) from None
-        reduction = ReductionConfig.from_hf(model_config.hf_config)
+        refines = model_config.hf_config.model_type == MODEL_TYPE
+        reduction = ReductionConfig.from_hf(model_config.hf_config) if refines else None
+        sieve = engine.sieve or ("cs2" if refines else None)
+        if sieve is None:
+            raise ValueError("a checkpoint without a sieve of its own needs one: set --sieve")
         return cls(
             media=media,
             engine=engine,
-            keep_ratio=media.keep_ratio or reduction.keep_ratio,
+            sieve=sieve,
+            refines=refines,
+            keep_ratio=reduction.keep_ratio if reduction else None,
             max_full_tokens=engine.max_full_tokens or 4 * model_config.max_model_len,
         )
+
+    @property
+    def whole_prompt(self) -> bool:
+        """Whether the reduction of a clip depends on the text around it."""
+        return self.refines or get_sieve(self.sieve).reads_text
 
     def attach(self, model_config: ModelConfig) -> None:
         """Keep the settings on the model's config, which every process receives."""
@@ -200,8 +237,11 @@ class Settings(BaseModel):
             if asked.min_pixels is not None:
                 raise _invalid("min_pixels", f"must be at most max_pixels ({high})", low)
             low = high
+        ask = self._ask(asked)
         return MediaOptions(
-            keep_ratio=asked.keep_ratio if asked.keep_ratio is not None else self.keep_ratio,
+            keep_ratio=ask.keep_ratio,
+            rho_audio=ask.rho_audio,
+            rho_video=ask.rho_video,
             fps=asked.fps if asked.fps is not None else media.fps,
             min_pixels=low,
             max_pixels=high,
@@ -209,16 +249,42 @@ class Settings(BaseModel):
         )
 
 
+    def _ask(self, asked: RequestOptions) -> Ask:
+        given = (asked.keep_ratio, asked.rho_audio, asked.rho_video)
+        if given == (None, None, None):
+            return self.media.ask(self.keep_ratio)
+        takes_rho = get_sieve(self.sieve).takes_rho
+        for name in ("rho_audio", "rho_video"):
+            value = getattr(asked, name)
+            if value is not None and not takes_rho:
+                raise _invalid(name, f"means nothing to the sieve {self.sieve!r}", value)
+            if value is not None and asked.keep_ratio is not None:
+                raise _invalid(name, "cannot be given together with keep_ratio", value)
+        return Ask(*given)
+
+
 class MediaOptions(BaseModel):
     """The options in force for one request."""
 
     model_config = ConfigDict(frozen=True)
 
-    keep_ratio: float
+    keep_ratio: float | None
+    rho_audio: float | None
+    rho_video: float | None
     fps: float
     min_pixels: int | None
     max_pixels: int | None
     sound: bool
+
+    @property
+    def ask(self) -> Ask:
+        """How much to keep, in the sieves' words."""
+        return Ask(self.keep_ratio, self.rho_audio, self.rho_video)
+
+    @property
+    def shaping(self) -> dict[str, object]:
+        """The options that a medium's features depend on."""
+        return self.model_dump(exclude={"keep_ratio", "rho_audio", "rho_video"})
 
 
 def parse_request_options(fields: Mapping[str, object]) -> RequestOptions:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
-from ep_serve.checkpoint.config import ARCHITECTURE
+from ep_serve.checkpoint.config import ARCHITECTURE, REDUCED_ARCHITECTURE
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -16,7 +16,7 @@ class ReductionStatLogger(AggregateStatLoggerBase):
     """Loaded for every model that vLLM serves; does nothing for those that are not ours."""
 
     def __init__(self, vllm_config: VllmConfig, engine_indexes: list[int]) -> None:
-        ours = vllm_config.model_config.architecture == ARCHITECTURE
+        ours = vllm_config.model_config.architecture in (ARCHITECTURE, REDUCED_ARCHITECTURE)
         # Several API processes see the same workers: one of them reports.
         self._active = ours and vllm_config.parallel_config._api_process_rank in (0, -1)
         if self._active:

@@ -73,6 +73,15 @@ class Layout:
         """Count the AV tokens of each kind, kinds without any included."""
         return {kind: self.count(kind) for kind in AV_KINDS}
 
+    def part(self, start: int, stop: int) -> Layout:
+        """The positions `start` to `stop` of the prompt by themselves; rotary positions stay."""
+        return Layout(
+            token_ids=self.token_ids[start:stop],
+            kinds=self.kinds[start:stop],
+            media=self.media[start:stop],
+            positions=np.ascontiguousarray(self.positions[:, start:stop]),
+        )
+
     def slots(self, medium_index: int, kind: Kind) -> npt.NDArray[np.int64]:
         """Return the prompt positions (n,) int64, ascending, of one medium's tokens of one kind.
 

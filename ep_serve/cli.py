@@ -124,7 +124,9 @@ def add_serve(groups: Groups) -> None:
     media.add_argument("--min-pixels", type=int, help="smaller frames are enlarged to this")
     media.add_argument("--max-pixels", type=int, help="larger frames are shrunk to this")
     engine = parser.add_argument_group("reduction")
-    engine.add_argument("--sieve", help="cs2, omnisift, omnizip, uniform, random, none or an installed one")
+    engine.add_argument(
+        "--sieve", help="cs2, omnisift, omnizip, uniform, random, none or an installed one"
+    )
     engine.add_argument("--max-full-tokens", type=int, help="longest prompt before reduction")
     engine.add_argument("--tower-cache-gib", type=float, help="tower outputs to remember")
     engine.add_argument("--media-cache-gib", type=float, help="processed media to remember")

@@ -11,7 +11,6 @@ model is tiny, so the ratio shows the work around the model at its largest.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -19,10 +18,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from ep_serve.checkpoint.embedded import build
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.engine.checkpoints import make_stock
 
 PROMPTS = 16
 PROMPT_TOKENS = 256
@@ -43,24 +44,6 @@ for line in sys.stdin:
     llm.generate(prompts, params, use_tqdm=False)
     print("seconds", time.perf_counter() - began, flush=True)
 """
-
-
-def make_stock(ours: Path, stock: Path) -> Path:
-    """The same weights as a stock Qwen2.5-Omni checkpoint."""
-    stock.mkdir()
-    for file in ours.iterdir():
-        if file.suffix != ".safetensors":
-            (stock / file.name).write_bytes(file.read_bytes())
-    config = json.loads((ours / "config.json").read_text())
-    config["architectures"] = ["Qwen2_5OmniForConditionalGeneration"]
-    config["model_type"] = "qwen2_5_omni"
-    config["thinker_config"]["model_type"] = "qwen2_5_omni_thinker"
-    (stock / "config.json").write_text(json.dumps(config))
-    tensors = load_file(next(ours.glob("*.safetensors")))
-    extra = ("thinker.model.bidir_encoder.", "thinker.model.compressor.")
-    kept = {name: value for name, value in tensors.items() if not name.startswith(extra)}
-    save_file(kept, stock / "model.safetensors", metadata={"format": "pt"})
-    return stock
 
 
 class Engine:

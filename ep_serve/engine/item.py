@@ -126,18 +126,27 @@ class Span:
 
 
 def cover(layout: Layout, keep: int, *, whole: bool) -> Span:
-    """Cut the item's part out of a prompt: everything, or from the first to the last AV token."""
-    (av,) = layout.is_av.nonzero()
-    first, last = (0, layout.length - 1) if whole else (int(av[0]), int(av[-1]))
-    tail = layout.length - last - 1
-    reduced = layout.num_text + keep
+    """Cut the item's part out of a prompt: everything, or all from the first to the last AV token.
+
+    Text outside the part counts up by one, so that its positions need not be sent: markers that
+    share a position, as those of a clip with sound do, belong to the part.
+    """
+    first, end = 0, layout.length
+    if not whole:
+        (av,) = layout.is_av.nonzero()
+        counted = layout.positions[0] == np.arange(layout.length)
+        first = min(int(av[0]), int(np.argmin(counted)) if not counted.all() else layout.length)
+        behind = layout.positions[0, int(av[-1]) + 1 :]
+        breaks = np.flatnonzero(np.diff(behind) != 1)
+        end = int(av[-1]) + 1 + (int(breaks[-1]) + 1 if breaks.size else 0)
+    tail = layout.length - end
     return Span(
-        layout=layout.part(first, last + 1),
+        layout=layout.part(first, end),
         keep=keep,
         start=first,
-        after=int(layout.positions[0, last + 1]) if tail else 0,
+        after=int(layout.positions[0, end]) if tail else 0,
         tail=tail,
-        delta=layout.next_position - reduced,
+        delta=layout.next_position - layout.num_text - keep,
     )
 
 
@@ -155,7 +164,8 @@ def pack(
         "media": torch.from_numpy(layout.media),
         "positions": torch.from_numpy(layout.positions),
         "ask": torch.tensor(
-            [_number(n) for n in (ask.keep_ratio, ask.rho_audio, ask.rho_video)], dtype=torch.float64
+            [_number(n) for n in (ask.keep_ratio, ask.rho_audio, ask.rho_video)],
+            dtype=torch.float64,
         ),
         "span": torch.tensor([span.keep, span.start, span.after, span.tail, span.delta]),
         "vision_keys": _bytes_tensor([f.key for f in vision]),

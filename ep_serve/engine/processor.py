@@ -41,7 +41,7 @@ from ep_serve.layout import (
 from ep_serve.sieve import Ask, get_sieve
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from vllm.multimodal.cache import BaseMultiModalProcessorCache
     from vllm.multimodal.processing import ProcessorInputs, TimingContext

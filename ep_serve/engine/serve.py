@@ -24,7 +24,16 @@ SHUTDOWN_SECONDS = 30
 CPU_KV_CACHE_BYTES = 2 << 30
 """KV cache on a CPU, where vLLM would otherwise take most of the machine's memory."""
 
-MEDIA_OPTIONS = ("keep_ratio", "rho_audio", "rho_video", "fps", "min_pixels", "max_pixels", "max_frames", "max_fps")
+MEDIA_OPTIONS = (
+    "keep_ratio",
+    "rho_audio",
+    "rho_video",
+    "fps",
+    "min_pixels",
+    "max_pixels",
+    "max_frames",
+    "max_fps",
+)
 ENGINE_OPTIONS = ("sieve", "max_full_tokens", "tower_cache_gib", "media_cache_gib")
 
 

@@ -135,8 +135,6 @@ class RequestOptions(BaseModel):
             raise ValueError("must be greater than 0 and at most 1")
         return value
 
-
-SOUND_FIELD = "use_audio_in_video"
     @field_validator("rho_audio", "rho_video")
     @classmethod
     def _a_rate(cls, value: float | None) -> float | None:
@@ -145,6 +143,7 @@ SOUND_FIELD = "use_audio_in_video"
         return value
 
 
+SOUND_FIELD = "use_audio_in_video"
 REQUEST_FIELDS = frozenset({*RequestOptions.model_fields, SOUND_FIELD} - {"sound"})
 """Names of the fields in a request."""
 
@@ -247,7 +246,6 @@ class Settings(BaseModel):
             max_pixels=high,
             sound=media.use_audio_in_video if asked.sound is None else asked.sound,
         )
-
 
     def _ask(self, asked: RequestOptions) -> Ask:
         given = (asked.keep_ratio, asked.rho_audio, asked.rho_video)

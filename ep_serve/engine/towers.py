@@ -72,7 +72,8 @@ class TowerCache:
         if output.nbytes > self.capacity:
             return
         # An output is a slice of its batch's: without a copy it would hold the whole batch.
-        own = Output(*(None if part is None else part.clone() for part in output))
+        saliency = None if output.saliency is None else output.saliency.clone()
+        own = Output(output.embeddings.clone(), saliency)
         self._outputs[key] = own
         self._totals.tower_cache_bytes += own.nbytes
         while self._totals.tower_cache_bytes > self.capacity:

@@ -18,9 +18,22 @@ from ep_serve.layout import Kind
 from tests.clips import make_clip, make_image, make_wav
 from tests.goldens import CASES, CHECKPOINT, GOLDENS, load_case, needs_goldens
 
-OPTIONS = MediaOptions(keep_ratio=0.2, fps=2.0, min_pixels=3136, max_pixels=200_704, sound=True)
+OPTIONS = MediaOptions(
+    keep_ratio=0.2,
+    rho_audio=None,
+    rho_video=None,
+    fps=2.0,
+    min_pixels=3136,
+    max_pixels=200_704,
+    sound=True,
+)
 SETTINGS = Settings(
-    media=MediaSettings(), engine=EngineSettings(), keep_ratio=0.2, max_full_tokens=10_000
+    media=MediaSettings(),
+    engine=EngineSettings(),
+    sieve="cs2",
+    refines=True,
+    keep_ratio=0.2,
+    max_full_tokens=10_000,
 )
 
 

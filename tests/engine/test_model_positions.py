@@ -11,9 +11,10 @@ import torch
 from vllm.v1.worker.gpu.model_states.mm_pruning import MultiModalPruner
 
 from ep_serve.engine import position_codec
-from ep_serve.engine.item import pack
+from ep_serve.engine.item import cover, pack
 from ep_serve.engine.model import Qwen2_5OmniCompressForConditionalGeneration as Model
-from ep_serve.layout import Image, Layout, MediaTokens, build_layout
+from ep_serve.layout import Image, Layout, MediaTokens, Video, build_layout
+from ep_serve.sieve import Ask
 
 TOKENS = MediaTokens(
     audio=502, image=508, video=509, audio_bos=503, audio_eos=504, vision_bos=505, vision_eos=506
@@ -29,11 +30,12 @@ def runner_model(*, v2: bool) -> Any:
     return model
 
 
-def picture_prompt() -> tuple[Layout, int, list[Any]]:
+def picture_prompt(*, whole: bool = True) -> tuple[Layout, int, list[Any]]:
     """A prompt with a picture of 16 tokens of which 4 are kept: layout, budget, vLLM's features."""
     prompt = [1, 2, TOKENS.vision_bos, TOKENS.image, TOKENS.vision_eos, 3, 4]
     layout = build_layout(prompt, [Image((1, 8, 8))], TOKENS)
-    data = pack(bytes(range(32)), layout, 4, [], torch.bfloat16)
+    span = cover(layout, 4, whole=whole)
+    data = pack(bytes(range(32)), span, Ask(0.25), [], torch.bfloat16)
     return layout, 4, [SimpleNamespace(data=data)]
 
 
@@ -91,6 +93,29 @@ def test_the_v1_runner_gets_positions_chunk_by_chunk(chunk: int) -> None:
         assert torch.equal(embeddings[0], rows[:, :WIDTH])
         assert delta == layout.next_position - len(coded)
     assert torch.equal(positions[:, :-1], expected)
+
+
+@pytest.mark.parametrize("overhang", [0, 40])
+def test_an_item_of_the_clip_alone_leaves_the_text_where_it_is(overhang: int) -> None:
+    # With an overhang the picture lasts longer than the sound: the text after lies inside its time.
+    clip = Video((2, 4, 4), second_per_grid=1.0, audio_tokens=50 - overhang)
+    prompt = [1, 2, TOKENS.vision_bos, TOKENS.video, TOKENS.vision_eos, 3, 4, 5]
+    layout = build_layout(prompt, [clip], TOKENS)
+    span = cover(layout, 6, whole=False)
+    assert (span.start, span.tail) == (3, 4)
+    data = pack(bytes(range(32)), span, Ask(0.1), [], torch.float32)
+    assert not span.layout.is_av.all()  # the markers that share a position are inside
+    assert span.layout.num_av == layout.num_av
+    reduced = layout.num_text + 6
+    positions, delta = runner_model(v2=True).get_mrope_input_positions(
+        [0] * (reduced + 2), [SimpleNamespace(data=data)]
+    )
+    text = layout.positions[0, ~layout.is_av]
+    assert positions[0, : span.start].tolist() == text[: span.start].tolist()
+    assert positions[0, reduced - span.tail : reduced].tolist() == text[-span.tail :].tolist()
+    generated = [layout.next_position, layout.next_position + 1]
+    assert positions[0, reduced:].tolist() == generated
+    assert delta == layout.next_position - reduced
 
 
 class FakeRopeState:

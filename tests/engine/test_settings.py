@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 from vllm.exceptions import VLLMValidationError
 
 from ep_serve.engine.settings import EngineSettings, MediaSettings, Settings
+from ep_serve.sieve import Ask
 
 
-def settings(**media: object) -> Settings:
+def settings(sieve: str = "cs2", **media: Any) -> Settings:
     return Settings(
-        media=MediaSettings(**media),  # type: ignore[arg-type]
+        media=MediaSettings(**media),
         engine=EngineSettings(),
-        keep_ratio=0.2,
+        sieve=sieve,
+        refines=sieve == "cs2",
+        keep_ratio=0.2 if sieve == "cs2" else None,
         max_full_tokens=1000,
     )
 
@@ -28,6 +33,8 @@ def test_a_request_overrides_inside_the_bounds() -> None:
     )
     assert options.model_dump() == {
         "keep_ratio": 1.0,
+        "rho_audio": None,
+        "rho_video": None,
         "fps": 0.5,
         "min_pixels": None,
         "max_pixels": 100_352,
@@ -56,6 +63,7 @@ def test_fewer_pixels_than_the_servers_minimum_may_be_asked_for() -> None:
         ("max_pixels", 100_000.5),
         ("use_audio_in_video", "yes"),
         ("frames", 3),
+        ("rho_audio", 0.3),
     ],
 )
 def test_what_is_out_of_bounds_is_refused_by_name(field: str, value: object) -> None:
@@ -68,3 +76,16 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         MediaSettings(min_pixels=5000, max_pixels=4000)
     with pytest.raises(ValidationError, match="max_fps"):
         MediaSettings(fps=8.0)
+
+
+def test_sound_and_picture_can_be_asked_for_one_by_one_where_the_sieve_can() -> None:
+    options = settings("omnisift").merge({"rho_audio": 0.4})
+    assert options.ask == Ask(rho_audio=0.4)
+    assert settings("omnisift").merge({}).ask == Ask()
+    assert settings("omnisift", rho_video=0.5).merge({"keep_ratio": 0.3}).ask == Ask(0.3)
+
+
+@pytest.mark.parametrize("field", ["rho_audio", "rho_video"])
+def test_a_rate_beside_a_ratio_is_refused(field: str) -> None:
+    with pytest.raises(VLLMValidationError, match=field):
+        settings("omnisift").merge({"keep_ratio": 0.3, field: 0.5})

@@ -9,6 +9,7 @@ from ep_serve.engine import towers as module
 from ep_serve.engine.item import MEL_BINS, PATCH_VALUES, FusedItem
 from ep_serve.engine.statistics import Snapshot
 from ep_serve.engine.towers import TowerCache, Towers
+from ep_serve.sieve import Ask
 
 WIDTH = 4
 
@@ -46,7 +47,12 @@ def item(name: int, grids: list[tuple[int, int, int]], frames: list[int]) -> Fus
         kinds=torch.empty(0),
         media=torch.empty(0),
         positions=torch.empty(3, 0),
+        ask=Ask(1.0),
         keep=0,
+        start=0,
+        after=0,
+        tail=0,
+        delta=0,
         vision_keys=[bytes([name, i]) for i in range(len(grids))],
         vision_grids=torch.tensor(grids).reshape(-1, 3),
         audio_keys=[bytes([name, i]) for i in range(len(frames))],
@@ -65,8 +71,8 @@ def test_media_of_a_batch_go_through_each_tower_once() -> None:
     model, towers, totals = make()
     batch = [item(1, [(2, 4, 4), (1, 2, 2)], [8]), item(2, [(1, 4, 4)], [12, 4])]
     outputs = towers.encode(batch)
-    assert [len(o) for o in outputs[0]] == [8, 1, 2]
-    assert [len(o) for o in outputs[1]] == [4, 3, 1]
+    sizes = [[len(o.embeddings) for o in (*out.vision, *out.audio)] for out in outputs]
+    assert sizes == [[8, 1, 2], [4, 3, 1]]
     assert (model.vision_passes, model.audio_passes) == ([52], [3])
     assert totals.tower_misses == 6
 
@@ -81,7 +87,9 @@ def test_what_was_computed_is_remembered() -> None:
     model, towers, totals = make()
     first = towers.encode([item(1, [(2, 4, 4)], [8])])
     again = towers.encode([item(1, [(2, 4, 4)], [8])])
-    assert all(torch.equal(a, b) for a, b in zip(first[0], again[0], strict=True))
+    for kind in ("vision", "audio"):
+        (a,), (b,) = getattr(first[0], kind), getattr(again[0], kind)
+        assert torch.equal(a.embeddings, b.embeddings)
     assert (len(model.vision_passes), len(model.audio_passes)) == (1, 1)
     assert (totals.tower_hits, totals.tower_misses) == (2, 2)
 
@@ -104,5 +112,6 @@ def test_a_long_video_goes_through_in_pieces(monkeypatch: pytest.MonkeyPatch) ->
     expected = whole.encode([item(1, [(7, 4, 4)], [])])
     monkeypatch.setattr(module, "MAX_PATCHES", 40)  # two frame pairs at once
     model, towers, _ = make()
-    assert torch.equal(towers.encode([item(1, [(7, 4, 4)], [])])[0][0], expected[0][0])
+    found = towers.encode([item(1, [(7, 4, 4)], [])])
+    assert torch.equal(found[0].vision[0].embeddings, expected[0].vision[0].embeddings)
     assert model.vision_passes == [32, 32, 32, 16]

@@ -1,0 +1,191 @@
+"""Stock and OmniSIFT checkpoints, served with sieves that do not read the text."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from ep_serve.engine.process import ServerProcess
+from tests.clips import make_clip
+from tests.engine.checkpoints import make_stock
+from tests.engine.client import Client, golden_messages, text, user, video
+from tests.engine.conftest import EXACT, PIXELS
+from tests.goldens import CHECKPOINT, OMNISIFT, load_case
+
+pytestmark = pytest.mark.engine
+
+SYSTEM = {"role": "system", "content": "You are a helpful assistant. " * 3}
+
+
+@contextmanager
+def serving_stock(
+    factory: pytest.TempPathFactory,
+    *options: str,
+    selector: bool = False,
+    environment: dict[str, str] | None = None,
+) -> Iterator[Client]:
+    if not CHECKPOINT.is_dir():
+        pytest.skip(f"the reference numbers are not at {CHECKPOINT.parent}")
+    extra = {}
+    if selector:
+        for name, tensor in load_file(OMNISIFT / "selector.safetensors").items():
+            extra[f"thinker.compressor.{name.removeprefix('thinker.compressor.')}"] = tensor
+    folder = factory.mktemp("stock")
+    checkpoint = make_stock(CHECKPOINT, folder / "model", extra)
+    with ServerProcess(
+        checkpoint,
+        [
+            *PIXELS,
+            *EXACT,
+            *("--served-model-name", "golden"),
+            *("--max-model-len", "1024"),
+            *("--max-full-tokens", "4096"),
+            *("--block-size", "32"),
+            *("--kv-cache-memory-bytes", str(64 << 20)),
+            "--enable-prompt-tokens-details",
+            *options,
+        ],
+        log=folder / "log",
+        environment={"HF_HUB_OFFLINE": "1", **(environment or {})},
+    ) as process:
+        yield Client(process)
+
+
+@pytest.fixture(scope="module")
+def omnisift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    with serving_stock(tmp_path_factory, selector=True) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def omnizip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    with serving_stock(tmp_path_factory, "--sieve", "omnizip") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def unreduced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    with serving_stock(tmp_path_factory, "--sieve", "none") as client:
+        yield client
+
+
+def omnisift_cases() -> list[dict[str, Any]]:
+    """The manifest's cases that can be asked for over HTTP.
+
+    Two clips in one prompt are left out: the authors pair frames across them, the server does not.
+    """
+    if not OMNISIFT.is_dir():
+        return []
+    manifest: list[dict[str, Any]] = json.loads((OMNISIFT / "manifest.json").read_text())
+    foreign = ("fps3", "aiv_a_then_aiv_b", "aiv_a_then_audio_d")
+    return [case for case in manifest if not any(word in case["source"] for word in foreign)]
+
+
+@pytest.mark.parametrize("case", omnisift_cases(), ids=lambda case: case["case"])
+def test_omnisift_keeps_as_many_as_the_authors_code(omnisift: Client, case: dict[str, Any]) -> None:
+    rates = {name: case[name] for name in ("rho_audio", "rho_video")}
+    answer = omnisift.ask(golden_messages(case["source"]), **rates)
+    assert answer.prompt_tokens == case["L_reduced"]
+    assert answer.reduction["video"]["kept"] == case["kept_video"]
+    assert answer.reduction["audio"]["kept"] == case["kept_audio"]
+    assert {name: answer.reduction[name] for name in rates} == rates
+
+
+def test_omnisift_takes_a_plain_keep_ratio(omnisift: Client) -> None:
+    reduction = omnisift.ask(golden_messages("aiv_b_r020"), keep_ratio=0.35).reduction
+    pairs = 3  # 12 frames make 6 grids, and 3 pairs of them
+    assert abs(reduction["av_tokens_kept"] - 0.35 * reduction["av_tokens_full"]) <= pairs
+
+
+@pytest.mark.parametrize("sieve", ["omnisift", "omnizip", "unreduced"])
+def test_another_question_about_a_clip_reuses_its_reduction(
+    sieve: str, request: pytest.FixtureRequest
+) -> None:
+    server: Client = request.getfixturevalue(sieve)
+    clip = video(make_clip(6, seed=80))
+    server.ask([SYSTEM, *user(clip, text("What is seen?"))])
+    counters = (
+        "ep_serve_tower_cache_misses_total",
+        "ep_serve_tower_cache_hits_total",
+        "ep_serve_av_tokens_full_total",
+        "ep_serve_media_decodes_total",
+    )
+    before = [server.metric(name) for name in counters]
+    second = server.ask([SYSTEM, *user(clip, text("And what is heard in it, and when?"))])
+    assert [server.metric(name) for name in counters] == before  # no tower, no sieve, no decoding
+    system_and_clip = len(SYSTEM["content"]) // 2 + second.reduction["av_tokens_kept"]
+    assert second.cached_tokens >= second.reduction["av_tokens_kept"] // 32 * 32 > 0
+    assert second.cached_tokens <= system_and_clip + second.prompt_tokens
+    assert second.reduction["av_tokens_kept"] > 0
+
+
+def test_answers_do_not_depend_on_who_asked_before(omnizip: Client) -> None:
+    clip = video(make_clip(4, seed=81))
+    question = user(clip, text("What is seen?"))
+    first = omnizip.ask(question)
+    omnizip.ask(user(clip, text("What is heard?")))
+    assert omnizip.ask(question).token_ids == first.token_ids
+
+
+def test_clips_of_every_kind_go_through_every_sieve(
+    omnisift: Client, omnizip: Client, unreduced: Client
+) -> None:
+    silent = video(make_clip(2, sound_rate=None, seed=82))
+    heard = video(make_clip(2, seed=83))
+    for server in (omnisift, omnizip, unreduced):
+        answer = server.ask(
+            [
+                *user(heard, text("First?")),
+                {"role": "assistant", "content": "Yes."},
+                *user(silent, text("Second?")),
+            ],
+            max_tokens=2,
+        )
+        assert len(answer.token_ids) == 2
+
+
+def test_none_keeps_everything(unreduced: Client) -> None:
+    case, _ = load_case("aiv_a_r100")
+    answer = unreduced.ask(golden_messages("aiv_a_r100"))
+    assert answer.prompt_tokens == case["stats"]["L"]
+    assert answer.reduction["av_tokens_kept"] == case["stats"]["n_av"]
+
+
+EVERY_OTHER = """
+import torch
+from ep_serve.sieve import Selection, Sieve
+
+
+class EveryOther(Sieve):
+    name, reads_text, uses_refiner = "every-other", False, False
+
+    def select(self, pool, k):
+        return torch.arange(pool.size, device=pool.hidden.device)[::2][:k].contiguous()
+
+    @classmethod
+    def plan(cls, layout, ask):
+        plan = super().plan(layout, ask)
+        return type(plan)(min(plan.keep, (layout.num_av + 1) // 2))
+"""
+
+
+def test_a_sieve_from_another_package_is_served(tmp_path_factory: pytest.TempPathFactory) -> None:
+    site = tmp_path_factory.mktemp("site")
+    (site / "every_other.py").write_text(EVERY_OTHER)
+    info = site / "every_other-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: every-other\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[ep_serve.sieves]\nevery-other = every_other:EveryOther\n"
+    )
+    path = f"{site}:{os.environ.get('PYTHONPATH', '')}"
+    options = ("--sieve", "every-other", "--keep-ratio", "0.5")
+    with serving_stock(tmp_path_factory, *options, environment={"PYTHONPATH": path}) as server:
+        reduction = server.ask(golden_messages("video_c_r020"), max_tokens=2).reduction
+        assert reduction["video"] == {"full": 36, "kept": 18}

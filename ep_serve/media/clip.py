@@ -81,7 +81,8 @@ def decode_clip(
         sound: False leaves the sound track unread.
         size: the (height, width) wanted for frames of a given (height, width). Frames are then
             scaled one by one (Pillow's antialiased bicubic), so that full-size frames are never
-            held together; frames that have that size already keep their pixels.
+            held together; frames that have that size already keep their pixels. It may raise
+            `MediaError` for a size it cannot use.
 
     Raises:
         MediaError: the file cannot be read or exceeds a limit.

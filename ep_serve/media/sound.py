@@ -37,7 +37,7 @@ FULL_SCALE = 2.0**31
 GAP_S = 0.1
 """Seconds; timestamps that leave a smaller gap are taken as rounding or encoder delay."""
 
-# A filter twice as sharp as the default: flat to 7.3 kHz, more than 90 dB down above 8.2 kHz.
+# A filter twice as sharp as the default: flat to 7 kHz, more than 90 dB down above 8.2 kHz.
 # Channels are weighted so that their sum cannot exceed full scale: stereo becomes the mean.
 _RESAMPLER = {"filter_size": "128", "cutoff": "0.95", "rematrix_maxval": "1.0"}
 

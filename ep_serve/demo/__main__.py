@@ -85,18 +85,20 @@ def ask(
         clip + keep_ratio.hex().encode() + bytes([echo])
     )  # bytes after the last box are ignored
     url = "data:video/mp4;base64," + base64.b64encode(unlike).decode()
+    # video_url is a part that vLLM adds to OpenAI's, so the client's types do not know it.
+    messages: list[Any] = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "video_url", "video_url": {"url": url}},
+                {"type": "text", "text": QUESTION},
+            ],
+        }
+    ]
     began = time.perf_counter()
     stream = client.chat.completions.create(
         model="demo",
-        messages=[
-            {
-                "role": "user",
-                "content": [  # type: ignore[list-item]  # video_url is vLLM's addition
-                    {"type": "video_url", "video_url": {"url": url}},
-                    {"type": "text", "text": QUESTION},
-                ],
-            }
-        ],
+        messages=messages,
         max_tokens=48,
         temperature=0,
         stream=True,

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import io
 from fractions import Fraction
-from typing import cast
 
 import av
 import numpy as np
-from av.audio.stream import AudioStream
-from av.video.stream import VideoStream
 
 FPS = 8
 SOUND_RATE = 16_000
@@ -21,11 +18,11 @@ def make_clip(seconds: int = 12) -> bytes:
     """A square wanders over a still background; a beep sounds in every third second."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as output:
-        video = cast(VideoStream, output.add_stream("libx264", rate=FPS))
+        video = output.add_stream("libx264", rate=FPS)
         video.width = video.height = SIZE
         video.pix_fmt = "yuv420p"
         video.thread_count = 1
-        audio = cast(AudioStream, output.add_stream("aac", rate=SOUND_RATE, layout="mono"))
+        audio = output.add_stream("aac", rate=SOUND_RATE, layout="mono")
         for index in range(seconds * FPS):
             picture = av.VideoFrame.from_ndarray(_picture(index), format="rgb24")
             picture.pts, picture.time_base = index, Fraction(1, FPS)
@@ -47,5 +44,5 @@ def _picture(index: int) -> np.ndarray:
 
 def _sound(seconds: int) -> np.ndarray:
     time = np.arange(seconds * SOUND_RATE) / SOUND_RATE
-    beep = 0.4 * np.sin(2 * np.pi * 880 * time) * (time.astype(int) % 3 == 1)
-    return beep.astype(np.float32)[None]
+    tone = 0.4 * np.sin(2 * np.pi * 880 * time)
+    return np.where(time.astype(int) % 3 == 1, tone, 0)[None].astype(np.float32)

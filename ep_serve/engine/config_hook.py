@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _NGRAM_METHODS = frozenset({"ngram", "ngram_gpu", "suffix"})
 """Speculative methods that read token ids only."""
 
+_WORKER_EXTENSION = "ep_serve.engine.worker.ReductionReports"
+
 _PRUNING_SWITCH = 0.5
 """Any rate above 0 makes the runners ask the model for positions; the value itself is not used."""
 
@@ -56,7 +58,9 @@ class ReducingConfig(VerifyAndUpdateConfig):
         _patch_openai_server()
 
         parallel = vllm_config.parallel_config
-        parallel.worker_extension_cls = "ep_serve.engine.worker.ReductionReports"
+        if parallel.worker_extension_cls not in ("", _WORKER_EXTENSION):
+            raise ValueError("--worker-extension-cls cannot be set: the model needs its own")
+        parallel.worker_extension_cls = _WORKER_EXTENSION
         if current_platform.is_cpu():
             mm_config.skip_mm_profiling = True  # memory is not budgeted by a dry run here
             if parallel.worker_cls == "auto":

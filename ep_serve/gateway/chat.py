@@ -1,0 +1,114 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter
+from fastapi.requests import Request
+from starlette.responses import Response
+
+from ep_serve.gateway import context, gateway
+from ep_serve.gateway.chat_request import ChatRequest
+from ep_serve.gateway.errors import ApiError
+from ep_serve.gateway.relay import Job
+from ep_serve.gateway.routing import Demand
+from ep_serve.gateway.schemas import CHAT_OPENAPI
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from ep_serve.gateway.gateway import Gateway
+    from ep_serve.gateway.keys import Key
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", response_model=None, openapi_extra=CHAT_OPENAPI)
+async def chat_completions(request: Request) -> Response:
+    """Answer a conversation with text, pictures, sound and video."""
+    parts = gateway.of(request)
+    key = parts.keys.authenticate(request.headers.get("authorization"))
+    context.of(request.scope).key_name = key.name
+    await parts.limits.request(key)
+    return _ChatAnswer(request, parts, key)
+
+
+class _ChatAnswer(Response):
+    """Does the work when it is sent, so that a client that goes away ends it at any point."""
+
+    def __init__(self, request: Request, parts: Gateway, key: Key) -> None:
+        self._request = request
+        self._gateway = parts
+        self._key = key
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._gateway.limits.running(self._key), self._gateway.bodies.room() as room:
+            body = await self._gateway.bodies.json(self._request, room)
+            await while_connected(receive, self._answer(body, scope, send))
+
+    async def _answer(self, body: dict[str, Any], scope: Scope, send: Send) -> None:
+        started = False
+
+        async def noted_send(message: Any) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        seconds = self._gateway.settings.request_timeout_s
+        try:
+            async with asyncio.timeout(seconds):
+                await self._work(body, scope, noted_send)
+        except TimeoutError:
+            if not started:
+                raise ApiError(
+                    504, f"The request took more than {seconds:g} s.", code="deadline_exceeded"
+                ) from None
+
+    async def _work(self, body: dict[str, Any], scope: Scope, send: Send) -> None:
+        parts, key = self._gateway, self._key
+        chat = ChatRequest(body, key, parts.settings.request)
+        async with parts.media.lent(chat.parts, key) as lent:
+            chat.parts.clear()  # and with them the media that came inside the body
+            forward = parts.settings.forward_priority
+            encoded = chat.encoded(
+                priority=-key.priority if forward else None,
+                cache_salt=None if parts.keys.anonymous else _salt(key),
+            )
+            job = Job(
+                body=encoded,
+                stream=chat.stream,
+                demand=Demand(chat.model, lent.affinity, 1.0 + lent.work, key.priority),
+                context=context.of(scope),
+                secrets=(f"{parts.media.lender.base_url}/media/".encode(),),
+            )
+            await parts.relay.answer(job, scope, send)
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Do the work, or stop it when the client goes away."""
+    working = asyncio.create_task(work)
+    watching = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        watching.cancel()
+        if not working.done():
+            working.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _disconnected(receive: Callable[[], Awaitable[Any]]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _salt(key: Key) -> str:
+    """Keeps the prefix caches of tenants apart: what is cached shows in the time of an answer."""
+    return hashlib.sha256(f"ep-serve|{key.owner}".encode()).hexdigest()

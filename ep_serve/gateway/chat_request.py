@@ -1,0 +1,220 @@
+"""The body of `/v1/chat/completions`: what is checked here, and what the engine may see of it.
+
+Fields nobody here knows pass through. Fields of the engine that reach past one request (other
+tenants' caches, transfers between engines, the scheduler) do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pydantic_core
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from ep_serve.gateway.errors import ApiError, invalid
+from ep_serve.gateway.media.parts import MediaPart, media_parts
+
+if TYPE_CHECKING:
+    from ep_serve.gateway.keys import Key
+    from ep_serve.gateway.settings import RequestSettings
+
+MEDIA_TOKENS = (
+    "<|VIDEO|>",
+    "<|AUDIO|>",
+    "<|IMAGE|>",
+    "<|vision_bos|>",
+    "<|vision_eos|>",
+    "<|vision_pad|>",
+    "<|audio_bos|>",
+    "<|audio_eos|>",
+)
+"""What marks media inside a prompt; `tests/gateway` compares them with the engine's."""
+
+CLOSED_FIELDS = frozenset(
+    {
+        "cache_salt",
+        "chat_template",
+        "ec_transfer_params",
+        "kv_transfer_params",
+        "media_io_kwargs",
+        "mm_payload",
+        "mm_processor_kwargs",
+        "priority",
+        "request_id",
+        "return_mm_kwargs",
+        "session_id",
+        "vllm_xargs",
+    }
+)
+"""Fields of vLLM's server that clients of a shared gateway must not set."""
+
+_MAX_NAME = 256
+_MAX_NUMBER = 1e12
+
+
+class OwnFields(BaseModel):
+    """The request fields of this project; null means the engine's setting."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    keep_ratio: float | None = None
+    rho_audio: float | None = None
+    """Fraction of the sound to drop."""
+    rho_video: float | None = None
+    fps: float | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    use_audio_in_video: bool | None = None
+
+    @field_validator("keep_ratio", "fps", "min_pixels", "max_pixels", mode="before")
+    @classmethod
+    def _a_number(cls, value: object) -> object:
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError("must be a number")
+        if not 0 < value <= _MAX_NUMBER:  # so is every number that is not finite
+            raise ValueError(f"must be a number greater than 0 and at most {_MAX_NUMBER:g}")
+        return value
+
+    @field_validator("rho_audio", "rho_video", mode="before")
+    @classmethod
+    def _a_rate(cls, value: object) -> object:
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError("must be a number")
+        if not 0 <= value <= 1:
+            raise ValueError("must be at least 0 and at most 1")
+        return value
+
+    @field_validator("keep_ratio")
+    @classmethod
+    def _a_fraction(cls, value: float | None) -> float | None:
+        if value is not None and value > 1:
+            raise ValueError("must be at most 1")
+        return value
+
+
+class ChatRequest:
+    """A checked body. `parts` point into it, so that media can be rewritten in place.
+
+    Raises:
+        ApiError: 400, or 403 for what the key does not allow.
+    """
+
+    def __init__(self, body: dict[str, Any], key: Key, settings: RequestSettings) -> None:
+        self._body = body
+        self.model = _model(body)
+        self.stream = _flag(body, "stream")
+        closed = sorted(CLOSED_FIELDS & body.keys())
+        if closed:
+            raise invalid(f"{closed[0]} is not open to clients of this server.", closed[0])
+        own = _own_fields(body)
+        key.check_model(self.model)
+        key.check_keep_ratio(own.keep_ratio, "keep_ratio")
+        for name, rho in (("rho_audio", own.rho_audio), ("rho_video", own.rho_video)):
+            key.check_keep_ratio(None if rho is None else 1 - rho, name)
+        messages = _messages(body, settings.max_messages)
+        self.parts: list[MediaPart] = list(media_parts(messages, settings.max_parts))
+        _refuse_media_tokens(body, messages)
+
+    def encoded(self, priority: int | None, cache_salt: str | None) -> bytes:
+        """The body for the engine.
+
+        Args:
+            priority: for the engine's scheduler (lower comes first), or None.
+            cache_salt: keeps the prefix caches of tenants apart, or None.
+        """
+        if priority is not None:
+            self._body["priority"] = priority
+        if cache_salt is not None:
+            self._body["cache_salt"] = cache_salt
+        return pydantic_core.to_json(self._body)
+
+
+def _model(body: dict[str, Any]) -> str:
+    model = body.get("model")
+    if not isinstance(model, str) or not 0 < len(model) <= _MAX_NAME:
+        raise invalid(f"model must be a name of up to {_MAX_NAME} characters.", "model")
+    return model
+
+
+def _flag(body: dict[str, Any], name: str) -> bool:
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise invalid(f"{name} must be true or false.", name)
+    return bool(value)
+
+
+def _own_fields(body: dict[str, Any]) -> OwnFields:
+    try:
+        own = OwnFields.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        reason = first["msg"].removeprefix("Value error, ")
+        given = first["input"]
+        shown = f" (got {given!r})" if isinstance(given, int | float | bool) else ""
+        raise invalid(f"{name}: {reason}{shown[:80]}.", name) from None
+    if own.min_pixels and own.max_pixels and own.min_pixels > own.max_pixels:
+        raise invalid(
+            f"min_pixels must be at most max_pixels, {own.max_pixels} (got {own.min_pixels}).",
+            "min_pixels",
+        )
+    return own
+
+
+def _messages(body: dict[str, Any], limit: int) -> list[Any]:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise invalid("messages must be a list with at least one message.", "messages")
+    if len(messages) > limit:
+        raise invalid(f"messages has {len(messages)} entries; the limit is {limit}.", "messages")
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            where = f"messages[{number}]"
+            raise invalid(f"{where} must be an object with a string 'role'.", where)
+    return messages
+
+
+def _refuse_media_tokens(body: dict[str, Any], messages: list[Any]) -> None:
+    for name, value in body.items():
+        if name == "stop":  # compared with the answer, never part of the prompt
+            continue
+        for text in _texts(value):
+            _check_text(text, name)
+    for message in messages:
+        # A chat template puts parts side by side, so that a token could be written in pieces.
+        if isinstance(content := message.get("content"), list) and len(content) > 1:
+            joined = "".join(p["text"] if p.get("type") == "text" else "\n" for p in content)
+            _check_text(joined, "messages")
+
+
+def _check_text(text: str, name: str) -> None:
+    if "<|" not in text:
+        return
+    for token in MEDIA_TOKENS:
+        if token in text:
+            raise ApiError(
+                400,
+                f"{name} contains the text {token}, which marks media inside the prompt and must "
+                "not be written by a client.",
+                code="media_token",
+                param=name,
+            )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All strings in a JSON value, names of fields too; base64 of media costs one search."""
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, list):
+            stack.extend(item)
+        elif isinstance(item, dict):
+            stack.extend(item.keys())
+            stack.extend(item.values())

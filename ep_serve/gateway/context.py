@@ -1,0 +1,152 @@
+"""Request ids, trace context, the access log and the request metrics, around every request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from starlette.datastructures import Headers, MutableHeaders
+
+from ep_serve.gateway import logs
+from ep_serve.gateway.errors import internal_error, invalid
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from ep_serve.gateway.gateway import Gateway
+
+logger = logging.getLogger("ep_serve.gateway.access")
+
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
+_LINGER_S = 2.0
+_LINGER_BYTES = 64 * 2**20
+_QUIET = frozenset({"/health", "/ready"})
+
+
+class Context:
+    """What is known about one request; `scope["state"]["context"]`."""
+
+    __slots__ = ("key_name", "request_id", "started", "traceparent", "tracestate")
+
+    def __init__(self, headers: Headers) -> None:
+        given = headers.get("x-request-id", "")
+        self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+        trace = headers.get("traceparent", "")
+        self.traceparent = trace if _TRACEPARENT.fullmatch(trace) else _new_trace()
+        state = headers.get("tracestate", "")
+        self.tracestate = state if self.traceparent == trace and len(state) <= 512 else ""
+        self.started = time.perf_counter()
+        self.key_name = ""
+
+    def upstream_headers(self) -> dict[str, str]:
+        """What an engine is told."""
+        headers = {"x-request-id": self.request_id, "traceparent": self.traceparent}
+        if self.tracestate:
+            headers["tracestate"] = self.tracestate
+        return headers
+
+
+class ContextMiddleware:
+    """Gives every request its `Context`; the last resort for errors that nobody foresaw."""
+
+    def __init__(self, app: ASGIApp, parts: Gateway) -> None:
+        self._app = app
+        self._parts = parts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        context = Context(headers)
+        scope.setdefault("state", {})["context"] = context
+        logs.request_id.set(context.request_id)
+        status = 0
+        unread = "content-length" in headers or "transfer-encoding" in headers
+
+        async def noted_receive() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = unread and message.get("more_body", False)
+            return message
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                answered = MutableHeaders(scope=message)
+                answered["x-request-id"] = context.request_id
+                answered["x-content-type-options"] = "nosniff"
+                # Nobody would read the rest of a body that was refused.
+                if self._parts.draining or unread:
+                    answered["connection"] = "close"
+            elif unread and not message.get("more_body", False):
+                # A client that still sends would find the connection reset, and its answer lost.
+                await send({**message, "more_body": True})
+                await _discard_body(noted_receive)
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        try:
+            if "content-length" in headers and "transfer-encoding" in headers:
+                # Two proxies may read such a request as two different ones (RFC 9112, 6.1).
+                error = invalid("A body has either a length or chunks.", code="invalid_framing")
+                await error.response()(scope, noted_receive, send_with_id)
+                return
+            await self._app(scope, noted_receive, send_with_id)
+        except Exception:
+            logger.exception("a request failed in an unforeseen way")
+            if status:  # the answer has begun: the server cuts the connection
+                raise
+            await internal_error().response()(scope, receive, send_with_id)
+        finally:
+            self._finish(scope, context, status)
+
+    def _finish(self, scope: Scope, context: Context, status: int) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        seconds = time.perf_counter() - context.started
+        # 499: the client went away before it was answered.
+        self._parts.metrics.finished(route, status or 499, seconds)
+        if route not in _QUIET:
+            logger.info(
+                "request",
+                extra={
+                    "route": route,
+                    "method": scope["method"] if route != "other" else None,
+                    "status": status or 499,
+                    "seconds": round(seconds, 4),
+                    "key": context.key_name or None,
+                    "trace_id": context.traceparent[3:35],
+                },
+            )
+
+
+def of(scope: Scope | Any) -> Context:
+    """The context of a request."""
+    context: Context = scope["state"]["context"]
+    return context
+
+
+async def _discard_body(receive: Receive) -> None:
+    """Read the rest of a body for a moment, and throw it away."""
+    nbytes = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            while nbytes < _LINGER_BYTES:
+                message = await receive()
+                nbytes += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+
+
+def _new_trace() -> str:
+    # Version 00, not sampled: whoever records traces decides.
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"

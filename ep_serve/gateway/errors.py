@@ -1,0 +1,102 @@
+"""Errors as OpenAI's clients expect them, on every path."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pydantic_core
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from starlette.requests import Request
+
+logger = logging.getLogger(__name__)
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+class ApiError(Exception):
+    """A refusal that the client is told about.
+
+    Args:
+        status: HTTP status.
+        message: a sentence without secrets and without addresses of our own.
+        code: a word for programs.
+        param: the field of the request that is at fault, if it is one.
+        retry_after: seconds after which trying again makes sense.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.retry_after = retry_after
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON object of the answer."""
+        kind = _TYPES.get(self.status)
+        if kind is None:
+            kind = "api_error" if self.status >= 500 else "invalid_request_error"
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def response(self) -> Response:
+        headers = {}
+        if self.retry_after is not None:
+            headers["retry-after"] = str(max(1, round(self.retry_after + 0.5)))
+        if self.status == 401:
+            headers["www-authenticate"] = "Bearer"
+        return Response(
+            pydantic_core.to_json(self.body), self.status, headers, media_type="application/json"
+        )
+
+
+def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """400: the request makes no sense."""
+    return ApiError(400, message, code=code, param=param)
+
+
+def internal_error() -> ApiError:
+    """500, without a word about the reason."""
+    return ApiError(500, "The gateway failed to process the request.", code="internal_error")
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of an application in this form."""
+
+    async def api_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return error.response()
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 404:
+            return ApiError(404, "There is no such path.", code="unknown_path").response()
+        if error.status_code == 405:
+            message = f"{request.method} is not allowed on this path."
+            response = ApiError(405, message, code="method_not_allowed").response()
+            response.headers.update(error.headers or {})
+            return response
+        return ApiError(error.status_code, error.detail).response()
+
+    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(HTTPException, http_error)

@@ -1,0 +1,130 @@
+"""`/v1/files`: media that are sent once and then named by their id."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Query
+from fastapi.requests import Request
+from starlette.responses import FileResponse, Response
+
+from ep_serve.gateway import context, gateway
+from ep_serve.gateway.body import check_type, stream
+from ep_serve.gateway.errors import invalid
+from ep_serve.gateway.multipart import Form, disposition
+from ep_serve.gateway.schemas import UPLOAD_OPENAPI
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from ep_serve.gateway.gateway import Gateway
+    from ep_serve.gateway.keys import Key
+    from ep_serve.gateway.media.store import File
+
+router = APIRouter(prefix="/v1/files")
+
+_FORM_OVERHEAD = 64 * 1024
+"""Bytes of a form around its file."""
+
+
+async def _admitted(request: Request) -> tuple[Gateway, Key]:
+    parts = gateway.of(request)
+    key = parts.keys.authenticate(request.headers.get("authorization"))
+    context.of(request.scope).key_name = key.name
+    await parts.limits.request(key)
+    return parts, key
+
+
+@router.post("", openapi_extra=UPLOAD_OPENAPI)
+async def upload(request: Request) -> dict[str, Any]:
+    """Upload a picture, a sound or a video."""
+    parts, key = await _admitted(request)
+    check_type(request, "multipart/form-data")
+    form = Form(request.headers["content-type"])
+    limit = parts.settings.media.max_bytes + _FORM_OVERHEAD
+    with parts.limits.running(key):
+        async with parts.media.store.receive(durable=True) as incoming:
+            async for chunk in stream(request, limit, parts.settings.request):
+                for data in form.feed(chunk):
+                    await parts.media.receive(incoming, data, key, "upload")
+            if not form.complete:
+                raise invalid("The multipart body is cut short.", code="invalid_form")
+            if form.file_name is None:
+                raise invalid("The form has no field 'file'.", "file")
+            purpose = form.fields.get("purpose", "user_data")
+            if not purpose.isascii() or not 0 < len(purpose) <= 64:
+                raise invalid("purpose must be a word of up to 64 characters.", "purpose")
+            async with asyncio.timeout(parts.settings.request_timeout_s):
+                file = await parts.media.add_file(incoming, key, form.file_name, purpose)
+    return _shown(file)
+
+
+@router.get("")
+async def list_files(
+    request: Request,
+    after: Annotated[str | None, Query(max_length=128)] = None,
+    limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
+) -> dict[str, Any]:
+    """The caller's files, newest first."""
+    parts, key = await _admitted(request)
+    files = parts.media.store.files(key.owner, after, limit + 1)
+    shown = [_shown(file) for file in files[:limit]]
+    return {
+        "object": "list",
+        "data": shown,
+        "has_more": len(files) > limit,
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+    }
+
+
+@router.get("/{file_id}")
+async def get_file(request: Request, file_id: str) -> dict[str, Any]:
+    """What is known about a file."""
+    parts, key = await _admitted(request)
+    return _shown(parts.media.store.file(key.owner, file_id))
+
+
+@router.get("/{file_id}/content", response_model=None)
+async def get_content(request: Request, file_id: str) -> Response:
+    """The bytes of a file."""
+    parts, key = await _admitted(request)
+    return _Content(parts, parts.media.store.file(key.owner, file_id))
+
+
+@router.delete("/{file_id}")
+async def delete_file(request: Request, file_id: str) -> dict[str, Any]:
+    """Forget a file."""
+    parts, key = await _admitted(request)
+    parts.media.store.delete_file(key.owner, file_id)
+    return {"id": file_id, "object": "file", "deleted": True}
+
+
+class _Content(Response):
+    """Sends a file that stays in the store meanwhile."""
+
+    def __init__(self, parts: Gateway, file: File) -> None:
+        self._store = parts.media.store
+        self._file = file
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._store.pinned(self._file.digest) as path:
+            # Never shown by a browser: a client chose the content.
+            headers = {"content-disposition": disposition(self._file.name)}
+            answer = FileResponse(path, headers=headers, media_type="application/octet-stream")
+            await answer(scope, receive, send)
+
+
+def _shown(file: File) -> dict[str, Any]:
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.nbytes,
+        "created_at": file.created,
+        "expires_at": file.expires,
+        "filename": file.name,
+        "purpose": file.purpose,
+        "status": "processed",
+    }

@@ -1,0 +1,95 @@
+"""The parts of a running gateway, and what they do in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from ep_serve.gateway.body import Bodies
+from ep_serve.gateway.keys import KeyRing
+from ep_serve.gateway.limits import KeyLimits
+from ep_serve.gateway.media.service import MediaService
+from ep_serve.gateway.metrics import Metrics
+from ep_serve.gateway.relay import Relay
+from ep_serve.gateway.routing import Router
+from ep_serve.gateway.upstreams import Upstreams
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from ep_serve.gateway.settings import GatewaySettings
+
+logger = logging.getLogger(__name__)
+
+KEYS_INTERVAL_S = 2.0
+SWEEP_INTERVAL_S = 30.0
+
+
+class Gateway:
+    """Everything that requests share. `open` and `close` belong to one event loop."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.keys = KeyRing(settings.keys_file)
+        self.limits = KeyLimits(self.metrics)
+        self.bodies = Bodies(settings.request)
+        self.upstreams = Upstreams(settings, self.metrics)
+        self.router = Router(self.upstreams, settings.routing, settings.queue, self.metrics)
+        self.relay = Relay(self.router, self.upstreams, settings.routing, self.metrics)
+        self.media = MediaService(settings, self.limits, self.metrics)
+        self.draining = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests should come here."""
+        return not self.draining and any(one.available for one in self.upstreams.all)
+
+    async def open(self) -> None:
+        await self.media.open()
+        await self.upstreams.open()
+        routing = self.settings.routing
+        self._tasks = [
+            asyncio.create_task(_every(seconds, work))
+            for seconds, work in (
+                (routing.health_interval_s, self._check),
+                (routing.dns_interval_s, self.upstreams.resolve),
+                (KEYS_INTERVAL_S, self._reload_keys),
+                (SWEEP_INTERVAL_S, self._sweep),
+            )
+        ]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.upstreams.close()
+        await self.media.close()
+
+    async def _check(self) -> None:
+        await self.upstreams.check()
+        self.router.wake()
+
+    async def _reload_keys(self) -> None:
+        self.keys.reload_if_changed()
+
+    async def _sweep(self) -> None:
+        self.media.store.sweep()
+
+
+def of(request: Request) -> Gateway:
+    """The gateway that a request came to."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+async def _every(seconds: float, work: Callable[[], Awaitable[Any]]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await work()
+        except Exception:  # one bad round must not end all later ones
+            logger.exception("background work failed")

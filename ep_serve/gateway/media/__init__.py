@@ -1,0 +1,1 @@
+"""Media on their way to an engine: received, stored once, probed, and lent out."""

@@ -1,0 +1,151 @@
+"""The content parts of messages: which ones there are, and where their media come from.
+
+Only known parts go on. An engine knows more of them (embeddings, ids of cached media), and those
+are not for clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ep_serve.gateway.errors import invalid
+
+Modality = Literal["image", "video", "audio"]
+
+_URL_PARTS: dict[str, Modality] = {
+    "image_url": "image",
+    "video_url": "video",
+    "audio_url": "audio",
+}
+_TEXT_PARTS = frozenset({"text", "refusal"})
+KNOWN = (*sorted(_TEXT_PARTS), *sorted(_URL_PARTS), "input_audio", "file")
+
+
+@dataclass(frozen=True, slots=True)
+class Inline:
+    """Base64 text."""
+
+    base64: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """An address to fetch from; not checked yet."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """A file of the tenant."""
+
+    file_id: str
+
+
+Source = Inline | Remote | Uploaded
+
+
+@dataclass(frozen=True, slots=True)
+class MediaPart:
+    """A content part with a medium; `part` is the object in the body, to be rewritten in place.
+
+    `modality` is None for a file that decides it itself.
+    """
+
+    part: dict[str, Any]
+    modality: Modality | None
+    source: Source
+    where: str
+
+    def rewrite(self, modality: Modality, url: str, cache_id: str) -> None:
+        """Let the part name a URL that the engine can fetch."""
+        kind = f"{modality}_url"
+        old = self.part.get(kind)
+        detail = old.get("detail") if isinstance(old, dict) else None
+        self.part.clear()
+        medium = {"url": url} if detail is None else {"url": url, "detail": detail}
+        self.part.update({"type": kind, kind: medium, "uuid": cache_id})
+
+
+def media_parts(messages: list[Any], max_parts: int) -> Iterator[MediaPart]:
+    """Check all content parts of checked messages and give those with media.
+
+    Raises:
+        ApiError: 400, with the place of what is wrong.
+    """
+    count = 0
+    for number, message in enumerate(messages):
+        content = message.get("content")
+        if content is None or isinstance(content, str):
+            continue
+        where = f"messages[{number}].content"
+        if not isinstance(content, list):
+            raise invalid(f"{where} must be a string or a list of parts.", where)
+        count += len(content)
+        if count > max_parts:
+            raise invalid(f"The messages have more than {max_parts} parts.", "messages")
+        for index, part in enumerate(content):
+            found = _media_part(part, f"{where}[{index}]")
+            if found is not None:
+                yield found
+
+
+def _media_part(part: Any, where: str) -> MediaPart | None:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in _TEXT_PARTS:
+        if not isinstance(part.get(kind), str) or _foreign(part, kind):
+            raise invalid(f"{where} must have a string {kind!r} and no other content.", where)
+        return None
+    if not isinstance(kind, str) or kind not in KNOWN:
+        raise invalid(f"{where}.type must be one of: {', '.join(KNOWN)}.", f"{where}.type")
+    value = part.get(kind)
+    if not isinstance(value, dict) or _foreign(part, kind):
+        raise invalid(f"{where} must have an object {kind!r} and no other content.", where)
+    if "uuid" in part:
+        raise invalid(f"{where}.uuid is set by the gateway.", f"{where}.uuid")
+    if kind == "file":
+        return MediaPart(part, None, _file(value, f"{where}.file"), where)
+    if kind == "input_audio":
+        data = _string(value, "data", f"{where}.input_audio")
+        return MediaPart(part, "audio", Inline(data), where)
+    source = _url_or_file(value, f"{where}.{kind}")
+    return MediaPart(part, _URL_PARTS[kind], source, where)
+
+
+def _foreign(part: dict[str, Any], kind: str) -> bool:
+    """Whether a part carries a second content, which an engine might prefer to the first."""
+    known = {*KNOWN, "image_embeds", "video_embeds", "audio_embeds", "prompt_embeds", "image_pil"}
+    return bool(known & part.keys() - {kind, "type"})
+
+
+def _file(value: dict[str, Any], where: str) -> Source:
+    if "file_data" in value:
+        return _source(_string(value, "file_data", where), where)
+    return Uploaded(_string(value, "file_id", where))
+
+
+def _url_or_file(value: dict[str, Any], where: str) -> Source:
+    if "file_id" in value:
+        if "url" in value:
+            raise invalid(f"{where} must have either 'url' or 'file_id'.", where)
+        return Uploaded(_string(value, "file_id", where))
+    return _source(_string(value, "url", where), where)
+
+
+def _source(text: str, where: str) -> Source:
+    head = text[:256].lstrip().lower()
+    if not head.startswith("data:"):
+        return Remote(text)
+    start = text.find(",")
+    if not 0 < start <= 256 or not text[:start].lower().endswith(";base64"):
+        raise invalid(f"{where} must be a data URL with ';base64,'.", where)
+    return Inline(text[start + 1 :])
+
+
+def _string(value: dict[str, Any], name: str, where: str) -> str:
+    text = value.get(name)
+    if not isinstance(text, str) or not text:
+        raise invalid(f"{where}.{name} must be a string.", f"{where}.{name}")
+    return text

@@ -1,0 +1,181 @@
+"""The media of one request: received, stored, probed, and lent to the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import hashlib
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ep_serve.gateway.errors import ApiError, invalid
+from ep_serve.gateway.media.fetch import Fetcher, too_large
+from ep_serve.gateway.media.lending import Lender
+from ep_serve.gateway.media.parts import Inline, MediaPart, Modality, Remote, Uploaded
+from ep_serve.gateway.media.probe import Prober
+from ep_serve.gateway.media.store import Blob, File, Store, Upload
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from ep_serve.gateway.keys import Key
+    from ep_serve.gateway.limits import KeyLimits
+    from ep_serve.gateway.metrics import Metrics
+    from ep_serve.gateway.settings import GatewaySettings
+
+WORK_PER_SECOND = 0.1
+"""Cost of a second of video or sound, where a short text costs 1."""
+_DECODE = 4 * 2**20
+"""Base64 characters decoded at once: about a millisecond of the event loop."""
+
+
+@dataclass(slots=True)
+class Lent:
+    """The media of a request that an engine may fetch."""
+
+    affinity: str = ""
+    work: float = 0.0
+
+
+class MediaService:
+    """Everything that happens to media."""
+
+    def __init__(self, settings: GatewaySettings, limits: KeyLimits, metrics: Metrics) -> None:
+        self._settings = settings.media
+        self._limits = limits
+        self._metrics = metrics
+        self._slots = asyncio.Semaphore(settings.media.concurrency)
+        self.store = Store(settings.store, metrics)
+        self.fetcher = Fetcher(settings.media)
+        self.prober = Prober(settings.media.probe, metrics)
+        self.lender = Lender()
+
+    async def open(self) -> None:
+        self.store.open()
+        await self.fetcher.open()
+
+    async def close(self) -> None:
+        await self.fetcher.close()
+        await self.prober.close()
+        self.store.close()
+
+    @asynccontextmanager
+    async def lent(self, parts: Sequence[MediaPart], key: Key) -> AsyncIterator[Lent]:
+        """Rewrite the parts of a request to URLs that work inside the block.
+
+        Raises:
+            ApiError: a medium is refused, with the limit named.
+        """
+        if len(parts) > self._settings.max_per_request:
+            raise invalid(
+                f"A request may have {self._settings.max_per_request} media (got {len(parts)}).",
+                "messages",
+            )
+        lent = Lent()
+        total = 0
+        async with AsyncExitStack() as stack:
+            for part in parts:
+                blob = await self._blob(part, key, stack)
+                total += blob.nbytes
+                if total > self._settings.max_request_bytes:
+                    raise too_large(self._settings.max_request_bytes)
+                facts = await self.probed(blob)
+                modality = part.modality or _natural(facts)
+                _check(modality, facts, part.where)
+                path = stack.enter_context(self.store.pinned(blob.digest))
+                url = stack.enter_context(self.lender.lent(path))
+                name = cache_id(key.owner, modality, blob.digest)
+                part.rewrite(modality, url, name)
+                lent.affinity = lent.affinity or name
+                lent.work += WORK_PER_SECOND * max(1.0, float(facts["duration_s"]))
+            yield lent
+
+    async def add_file(self, upload: Upload, key: Key, name: str, purpose: str) -> File:
+        """Keep a complete upload as a file, if it is a medium that is served."""
+        blob = await upload.commit()
+        with self.store.pinned(blob.digest):
+            refused = True
+            try:
+                await self.probed(blob)
+                refused = False
+                return self.store.add_file(key.owner, blob, name, purpose)
+            finally:
+                if refused:
+                    asyncio.get_running_loop().call_soon(self.store.discard_unused, blob.digest)
+
+    async def receive(self, upload: Upload, data: bytes, key: Key, source: str) -> None:
+        """Add bytes to an upload, inside all limits."""
+        if upload.nbytes + len(data) > self._settings.max_bytes:
+            raise too_large(self._settings.max_bytes)
+        await self._limits.media(key, len(data))
+        await upload.write(data)
+        self._metrics.media_bytes.labels(source).inc(len(data))
+
+    async def probed(self, blob: Blob) -> dict[str, Any]:
+        """The facts about a stored medium, remembered or found."""
+        facts = self.store.facts(blob.digest)
+        if facts is None:
+            with self.store.pinned(blob.digest) as path:
+                facts = await self.prober.probe(path)
+            self.store.remember_facts(blob.digest, facts)
+        return facts
+
+    async def _blob(self, part: MediaPart, key: Key, stack: AsyncExitStack) -> Blob:
+        """The stored medium of a part, pinned until the end of `stack`."""
+        source = part.source
+        if isinstance(source, Uploaded):
+            file = self.store.file(key.owner, source.file_id)
+            stack.enter_context(self.store.pinned(file.digest))
+            return Blob(file.digest, file.nbytes)
+        async with self._slots, self.store.receive() as upload:
+            if isinstance(source, Inline):
+                await self._decode(source.base64, upload, key, part.where)
+            else:
+                await self._fetch(source, upload, key)
+            blob = await upload.commit()
+            stack.enter_context(self.store.pinned(blob.digest))
+            return blob
+
+    async def _decode(self, text: str, upload: Upload, key: Key, where: str) -> None:
+        if len(text) // 4 * 3 > self._settings.max_bytes + 3:
+            raise too_large(self._settings.max_bytes)
+        for start in range(0, len(text), _DECODE):
+            try:
+                piece = binascii.a2b_base64(text[start : start + _DECODE], strict_mode=True)
+            except ValueError:  # binascii.Error is one; so is text that is not ASCII
+                raise invalid(f"{where} is not valid base64.", where) from None
+            await self.receive(upload, piece, key, "inline")
+            await asyncio.sleep(0)
+
+    async def _fetch(self, source: Remote, upload: Upload, key: Key) -> None:
+        async for chunk in self.fetcher.chunks(source.url):
+            await self.receive(upload, chunk, key, "fetched")
+
+
+def cache_id(tenant: str, modality: Modality, digest: str) -> str:
+    """The name under which engines remember a medium, one for each tenant.
+
+    It is not secret: clients cannot choose the ids that engines are told.
+    """
+    return hashlib.sha256(f"ep-serve|{tenant}|{modality}|{digest}".encode()).hexdigest()
+
+
+def _natural(facts: dict[str, Any]) -> Modality:
+    if facts["picture"]:
+        return "image"
+    return "video" if facts["video"] else "audio"
+
+
+def _check(modality: Modality, facts: dict[str, Any], where: str) -> None:
+    still = facts["container"].endswith("_pipe")
+    fits = {
+        "image": facts["picture"],
+        "video": bool(facts["video"]) and not still,
+        "audio": bool(facts["audio"]),
+    }
+    if not fits[modality]:
+        article = "a" if modality == "video" else "an"
+        raise ApiError(
+            415, f"The medium is not {article} {modality}.", code="media_unsupported", param=where
+        )

@@ -1,0 +1,202 @@
+"""Which engine gets a request, and who waits until one has room.
+
+Requests about one medium meet the engine that remembers it: rendezvous hashing (Thaler and
+Ravishankar, 1998) orders the engines for each medium, and the first one whose work stays within a
+bound of the mean is taken (Mirrokni et al., "Consistent Hashing with Bounded Loads", 2018).
+Requests without media go where the least work is. Both fit on a screen and no library has them
+together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import heapq
+import itertools
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ep_serve.gateway.errors import ApiError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ep_serve.gateway.metrics import Metrics
+    from ep_serve.gateway.settings import QueueSettings, RoutingSettings
+    from ep_serve.gateway.upstreams import Upstream, Upstreams
+
+logger = logging.getLogger(__name__)
+
+LIGHT_WORK = 8.0
+"""An engine with no more work than this is not overloaded, however idle the others are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request asks of an engine.
+
+    `affinity` names its media, "" if it has none; `work` is its cost, 1 for a short text.
+    """
+
+    model: str
+    affinity: str = ""
+    work: float = 1.0
+    priority: int = 0
+
+
+@dataclass(order=True, slots=True)
+class _Waiter:
+    rank: tuple[int, int]
+    demand: Demand = field(compare=False)
+    avoid: frozenset[str] = field(compare=False)
+    place: asyncio.Future[Upstream] = field(compare=False)
+
+
+class Router:
+    """Gives out engines. Every engine taken is given back with `release`."""
+
+    def __init__(
+        self,
+        upstreams: Upstreams,
+        routing: RoutingSettings,
+        queue: QueueSettings,
+        metrics: Metrics,
+    ) -> None:
+        self._upstreams = upstreams
+        self._routing = routing
+        self._queue = queue
+        self._metrics = metrics
+        self._waiting: list[_Waiter] = []
+        self._numbers = itertools.count()
+
+    async def take(self, demand: Demand, avoid: frozenset[str] = frozenset()) -> Upstream:
+        """An engine for a request, as soon as one has room.
+
+        Args:
+            demand: what the request asks for.
+            avoid: names of engines that failed it; taken only if there are no others.
+
+        Raises:
+            ApiError: 404 for an unknown model, 503 if no engine works, 429 if none has room.
+        """
+        self._check_possible(demand)
+        if not self._waiting and (upstream := self._pick(demand, avoid)):
+            return self._begin(upstream, demand)
+        if len(self._waiting) >= self._queue.max_waiting:
+            raise self._busy()
+        return await self._wait(demand, avoid)
+
+    def has_other(self, demand: Demand, avoid: frozenset[str]) -> bool:
+        """Whether an engine that did not fail yet could be tried."""
+        return any(
+            upstream.available and upstream.serves(demand.model) and upstream.name not in avoid
+            for upstream in self._upstreams.all
+        )
+
+    def release(self, upstream: Upstream, demand: Demand, failed: bool | None) -> None:
+        """Give an engine back; `failed` is None if its part says nothing about it."""
+        upstream.end(demand.work, failed)
+        self._metrics.in_flight.dec()
+        self.wake()
+
+    def wake(self) -> None:
+        """Let those go on who wait for what is there now, in their order."""
+        still: list[_Waiter] = []
+        while self._waiting:
+            waiter = heapq.heappop(self._waiting)
+            if waiter.place.done():
+                continue
+            upstream = self._pick(waiter.demand, waiter.avoid)
+            if upstream is None:
+                still.append(waiter)
+            else:
+                waiter.place.set_result(self._begin(upstream, waiter.demand))
+        self._waiting = still  # popped in order, so still a heap
+        self._metrics.queued.set(len(still))
+
+    def _check_possible(self, demand: Demand) -> None:
+        healthy = [upstream for upstream in self._upstreams.all if upstream.available]
+        if not healthy:
+            raise ApiError(
+                503,
+                "No engine can work at the moment.",
+                code="no_upstream",
+                retry_after=self._routing.health_interval_s,
+            )
+        if not any(upstream.serves(demand.model) for upstream in healthy):
+            raise ApiError(
+                404, "The model does not exist here.", code="model_not_found", param="model"
+            )
+
+    async def _wait(self, demand: Demand, avoid: frozenset[str]) -> Upstream:
+        place: asyncio.Future[Upstream] = asyncio.get_running_loop().create_future()
+        rank = (-demand.priority, next(self._numbers))
+        heapq.heappush(self._waiting, _Waiter(rank, demand, avoid, place))
+        self._metrics.queued.set(len(self._waiting))
+        began = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._queue.timeout_s):
+                return await asyncio.shield(place)
+        except TimeoutError:
+            if place.done() and not place.cancelled():
+                return place.result()
+            raise self._busy() from None
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self.release(place.result(), demand, None)
+            raise
+        finally:
+            self._waiting = [waiter for waiter in self._waiting if waiter.place is not place]
+            heapq.heapify(self._waiting)
+            self._metrics.queued.set(len(self._waiting))
+            self._metrics.queue_seconds.observe(time.perf_counter() - began)
+
+    def _busy(self) -> ApiError:
+        self._metrics.refused.labels("queue").inc()
+        return ApiError(
+            429,
+            "All engines are busy; the request could not start in time.",
+            code="overloaded",
+            retry_after=self._queue.timeout_s / 2,
+        )
+
+    def _begin(self, upstream: Upstream, demand: Demand) -> Upstream:
+        upstream.begin(demand.work)
+        self._metrics.in_flight.inc()
+        return upstream
+
+    def _pick(self, demand: Demand, avoid: frozenset[str]) -> Upstream | None:
+        able = [
+            upstream
+            for upstream in self._upstreams.all
+            if upstream.available and upstream.serves(demand.model)
+        ]
+        able = [upstream for upstream in able if upstream.name not in avoid] or able
+        free = [upstream for upstream in able if not upstream.full]
+        if not free:
+            return None
+        if not demand.affinity:
+            return min(free, key=lambda upstream: (upstream.work, upstream.active))
+        return self._near(demand, able)
+
+    def _near(self, demand: Demand, able: list[Upstream]) -> Upstream:
+        """The engine that knows the media, or the next one in their order that has room."""
+        mean = (sum(upstream.work for upstream in able) + demand.work) / len(able)
+        bound = max(self._routing.load_bound * mean, demand.work, LIGHT_WORK)
+        ordered = rendezvous(demand.affinity, able)
+        free = [upstream for upstream in ordered if not upstream.full]
+        within = (upstream for upstream in free if upstream.work + demand.work <= bound)
+        chosen = next(within, None) or min(free, key=lambda upstream: upstream.work)
+        self._metrics.affinity.labels("yes" if chosen is ordered[0] else "no").inc()
+        return chosen
+
+
+def rendezvous(key: str, upstreams: Iterable[Upstream]) -> list[Upstream]:
+    """Engines in the order of preference of a key; the loss of one moves only its own keys."""
+
+    def score(upstream: Upstream) -> bytes:
+        return hashlib.blake2b(f"{upstream.name}|{key}".encode(), digest_size=8).digest()
+
+    return sorted(upstreams, key=score, reverse=True)

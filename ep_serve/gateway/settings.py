@@ -1,0 +1,314 @@
+"""The configuration: one YAML file, environment variables and command line options.
+
+Each overrides the one before it. An environment variable is named by the path of its setting:
+`EP_SERVE_GATEWAY_STORE__QUOTA_BYTES` sets `store.quota_bytes`. Sizes are bytes, times are seconds.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import yaml
+from pydantic import (
+    AnyHttpUrl,
+    BaseModel,
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    SecretStr,
+    UrlConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings import SettingsError as PydanticSettingsError
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Bytes = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+UpstreamUrl = Annotated[AnyHttpUrl, UrlConstraints(allowed_schemes=["http", "https"])]
+
+ENV_PREFIX = "EP_SERVE_GATEWAY_"
+
+
+class SettingsError(Exception):
+    """The configuration makes no sense; the message has one line for each problem."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MetricsSettings(_Section):
+    """Where Prometheus reads."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Port = 9090
+
+
+class InternalSettings(_Section):
+    """Where engines fetch media; never to be reachable for clients."""
+
+    host: str = "127.0.0.1"
+    port: Port = 0
+    """0 takes a free port."""
+    url: AnyHttpUrl | None = None
+    """How engines reach this gateway; `http://host:port` if not given."""
+
+    @model_validator(mode="after")
+    def _can_be_named(self) -> Self:
+        if self.url is None and self.host in ("0.0.0.0", "::"):
+            raise ValueError(
+                f"host {self.host} is no address that engines can fetch from; set internal.url"
+            )
+        return self
+
+
+class RequestSettings(_Section):
+    """Bounds on what a client may send."""
+
+    max_body_bytes: Bytes = 48 * 2**20
+    """A request body with its inlined media; uploads have `media.max_bytes`."""
+    max_buffered_bytes: Bytes = 256 * 2**20
+    """All bodies together that are being read; the memory they take is about three times this."""
+    max_header_bytes: Bytes = 32 * 2**10
+    header_timeout_s: Seconds = 20
+    body_timeout_s: Seconds = 30
+    """Longest pause inside a body."""
+    max_messages: Count = 1_000
+    max_parts: Count = 2_000
+    max_connections: Count = 4_096
+
+
+class FetchSettings(_Section):
+    """Media behind `http:` and `https:` URLs."""
+
+    enabled: bool = True
+    ports: tuple[Port, ...] = (80, 443)
+    allow_hosts: tuple[str, ...] | None = None
+    """Hosts that may be fetched from, `*.example.org` for all below one; everything public if not
+    given."""
+    allow_networks: tuple[IPvAnyNetwork, ...] = ()
+    """Networks that are fetched from though they are not public."""
+    timeout_s: Seconds = 30
+    max_redirects: Annotated[int, Field(ge=0, le=10)] = 3
+
+
+class ProbeSettings(_Section):
+    """What a medium may be, and what finding out may cost."""
+
+    max_duration_s: Seconds = 1_800
+    max_frames: Count = 216_000
+    max_pixels: Count = 8_192 * 4_320
+    max_aspect: Annotated[float, Field(gt=1)] = 200.0
+    timeout_s: Seconds = 10
+    cpu_s: Annotated[int, Field(ge=1, le=600)] = 8
+    memory_bytes: Bytes = 2**30
+    concurrency: Count = 4
+
+
+class MediaSettings(_Section):
+    """Media of requests and uploads."""
+
+    max_bytes: Bytes = 512 * 2**20
+    max_per_request: Annotated[int, Field(ge=0)] = 16
+    max_request_bytes: Bytes = 2**30
+    """All media of one request together."""
+    concurrency: Count = 32
+    """Media that are received or fetched at the same time."""
+    fetch: FetchSettings = FetchSettings()
+    probe: ProbeSettings = ProbeSettings()
+
+
+class StoreSettings(_Section):
+    """The media on disk. One process owns the folder."""
+
+    path: Path = Path("ep-serve-media")
+    quota_bytes: Bytes = 20 * 2**30
+    media_ttl_s: Annotated[float, Field(gt=0)] = 3_600
+    """Media that came inside requests are kept this long after their last use."""
+    file_ttl_s: Annotated[float, Field(gt=0)] = 7 * 86_400
+    """Uploaded files are kept this long."""
+
+
+class RoutingSettings(_Section):
+    """Which engine gets a request."""
+
+    load_bound: Annotated[float, Field(ge=1)] = 1.25
+    """An engine whose work exceeds the mean by this factor loses its affinity."""
+    concurrency: Count = 256
+    """Requests that one engine works on; more wait in the queue."""
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    """Other engines to try, before the first byte of an answer was sent."""
+    connect_timeout_s: Seconds = 2
+    first_byte_timeout_s: Seconds = 120
+    """Until a streamed answer begins."""
+    answer_timeout_s: Seconds = 300
+    """Until an answer that is not streamed is complete."""
+    idle_timeout_s: Seconds = 60
+    """Longest pause inside an answer."""
+    health_interval_s: Seconds = 2
+    health_timeout_s: Seconds = 2
+    dns_interval_s: Seconds = 5
+    breaker_failures: Count = 3
+    """Failures in a row after which an engine is left alone."""
+    breaker_reset_s: Seconds = 5
+
+
+class QueueSettings(_Section):
+    """Requests that no engine has room for."""
+
+    max_waiting: Annotated[int, Field(ge=0)] = 512
+    timeout_s: Seconds = 10
+
+
+class DrainSettings(_Section):
+    """What happens between SIGTERM and the end."""
+
+    delay_s: Annotated[float, Field(ge=0)] = 5
+    """`/ready` says 503 for this long before the port closes."""
+    timeout_s: Seconds = 300
+    """Running answers may take this long after that."""
+
+
+class GatewaySettings(BaseSettings):
+    """Everything that can be configured."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    upstreams: tuple[UpstreamUrl, ...] = ()
+    """Base URLs of engines, without `/v1`. A host name stands for all its addresses."""
+    upstream_api_key: SecretStr | None = None
+    forward_priority: bool = False
+    """Send each key's priority on; the engines must run with priority scheduling."""
+    keys_file: Path | None = None
+    allow_anonymous: bool = False
+    """Serve without keys on an address that others can reach."""
+    request_timeout_s: Seconds = 600
+    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
+    request: RequestSettings = RequestSettings()
+    media: MediaSettings = MediaSettings()
+    store: StoreSettings = StoreSettings()
+    routing: RoutingSettings = RoutingSettings()
+    queue: QueueSettings = QueueSettings()
+    drain: DrainSettings = DrainSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    internal: InternalSettings = InternalSettings()
+
+    @field_validator("upstreams")
+    @classmethod
+    def _plain_urls(cls, urls: tuple[AnyHttpUrl, ...]) -> tuple[AnyHttpUrl, ...]:
+        for url in urls:
+            if url.username or url.password or url.query or url.fragment:
+                raise ValueError("an upstream has no user, password, query or fragment")
+            if (url.path or "/").rstrip("/").endswith("/v1"):
+                raise ValueError("an upstream is named without /v1")
+        return urls
+
+    @model_validator(mode="after")
+    def _keys_off_loopback(self) -> Self:
+        if not self.keys_file and not self.allow_anonymous and not is_loopback(self.host):
+            raise ValueError(
+                f"host {self.host} can be reached by others and no keys_file is given; "
+                "give one, listen on 127.0.0.1, or set allow_anonymous: true"
+            )
+        if not self.upstreams:
+            raise ValueError("upstreams is empty; give at least one --upstream URL")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *others: PydanticBaseSettingsSource,
+        **more: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load` merged, whose order differs from the library's."""
+        return (init_settings,)
+
+
+def load(file: Path | None = None, options: dict[str, Any] | None = None) -> GatewaySettings:
+    """Read and check the configuration.
+
+    Args:
+        file: a YAML file; None for none.
+        options: from the command line, nested as in the file; they override the others.
+
+    Raises:
+        SettingsError: names each setting that makes no sense.
+    """
+    given = _read(file) if file else {}
+    try:
+        environment: dict[str, Any] = EnvSettingsSource(GatewaySettings)()
+        return GatewaySettings(**_merged(_merged(given, environment), options or {}))
+    except PydanticSettingsError as error:
+        raise SettingsError(str(error)) from None
+    except ValidationError as error:
+        raise SettingsError("\n".join(_sentence(item) for item in error.errors())) from None
+
+
+def to_yaml(settings: GatewaySettings) -> str:
+    """The configuration in force, secrets masked, as a file that `load` reads."""
+    text: str = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    return text
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a listening address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{file}: is not YAML ({error})") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"{file}: must hold settings by name, holds a {type(content).__name__}")
+    return content
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for name, value in above.items():
+        known = merged.get(name)
+        if isinstance(known, dict) and isinstance(value, dict):
+            value = _merged(known, value)
+        merged[name] = value
+    return merged
+
+
+def _sentence(item: Any) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{name}: there is no such setting"
+    reason = item["msg"].removeprefix("Value error, ")
+    if not name:
+        return str(reason)
+    value = item["input"]
+    shown = f" (got {value!r})" if isinstance(value, str | int | float) else ""
+    return f"{name}: {reason}{'' if 'key' in name else shown}"

@@ -1,0 +1,141 @@
+"""Upload many files to a gateway and see that its disk stays within the quota.
+
+    python scripts/soak_gateway_store.py [--uploads 10000] [--kill]
+
+Starts a gateway in front of a mock engine, uploads WAV files of 1 MB each (no two alike), and
+checks after every hundredth that the folder is within the quota. With `--kill` the gateway is
+killed in the middle, started again on the same folder, and the rest is uploaded. At the end every
+medium on disk must belong to a file that is listed, and every listed file must be readable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import secrets
+import tempfile
+import time
+import wave
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import httpx
+
+from tests.gateway.conftest import gateway_process
+from tests.gateway.mock_upstream import MockUpstream
+
+QUOTA = 200 * 2**20
+MEGABYTE = 1_000_000
+PARALLEL = 8
+CHECK_EVERY = 100
+
+
+def sound() -> bytes:
+    """A WAV file of a megabyte of noise."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as output:
+        output.setnchannels(1)
+        output.setsampwidth(2)
+        output.setframerate(48_000)
+        output.writeframes(secrets.token_bytes(MEGABYTE - 44))
+    return file.getvalue()
+
+
+def on_disk(folder: Path) -> int:
+    total = 0
+    for kind in ("blobs", "incoming"):
+        for file in (folder / "store" / kind).rglob("*"):
+            with suppress(FileNotFoundError):  # moved or evicted meanwhile
+                total += file.stat().st_size if file.is_file() else 0
+    return total
+
+
+async def upload(client: httpx.AsyncClient, folder: Path, count: int) -> int:
+    """Upload `count` files and give the most bytes that were ever on disk."""
+    gate = asyncio.Semaphore(PARALLEL)
+    most = 0
+
+    async def one(number: int) -> None:
+        nonlocal most
+        async with gate:
+            answer = await client.post("/v1/files", files={"file": ("a.wav", sound())})
+            assert answer.status_code == 200, answer.text
+        if number % CHECK_EVERY == 0:
+            most = max(most, await asyncio.to_thread(on_disk, folder))
+
+    await asyncio.gather(*(one(number) for number in range(count)))
+    return most
+
+
+async def check(client: httpx.AsyncClient, folder: Path) -> int:
+    """Compare the files that are listed with those on disk; their number."""
+    listed: list[str] = []
+    after = ""
+    while True:
+        parameters = {"limit": "1000", **({"after": after} if after else {})}
+        page = (await client.get("/v1/files", params=parameters)).json()
+        listed += [entry["id"] for entry in page["data"]]
+        if not page["has_more"]:
+            break
+        after = page["last_id"]
+    for file_id in listed:
+        content = await client.get(f"/v1/files/{file_id}/content")
+        assert len(content.content) == MEGABYTE
+    found = sum(file.is_file() for file in (folder / "store" / "blobs").glob("*/*"))
+    assert found == len(listed), f"{found} on disk, {len(listed)} listed"
+    return found
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--uploads", type=int, default=10_000)
+    parser.add_argument("--kill", action="store_true", help="kill -9 the gateway half-way")
+    given = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        async with MockUpstream() as engine:
+            left = given.uploads
+            if given.kill:
+                left -= await killed(folder, engine, left // 2)
+            async with run(folder, engine) as client:
+                most = await upload(client, folder, left)
+                kept = await check(client, folder)
+    assert most <= QUOTA, f"{most} bytes on disk, the quota is {QUOTA}"
+    seconds = time.monotonic() - began
+    print(
+        f"{given.uploads} uploads of {MEGABYTE} bytes in {seconds:.0f} s; at most {most} bytes on "
+        f"disk (quota {QUOTA}); {kept} files kept, all listed and readable"
+    )
+
+
+async def killed(folder: Path, engine: MockUpstream, count: int) -> int:
+    """Upload until about `count` files are there, then kill the gateway while it receives."""
+    async with gateway_process(folder, engine, store={"quota_bytes": QUOTA}) as (process, port):
+        client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60)
+        async with client:
+            await upload(client, folder, count)
+            more = asyncio.create_task(upload(client, folder, 500))
+            await asyncio.sleep(0.5)
+            process.kill()
+            with suppress(httpx.HTTPError):
+                await more
+    return count
+
+
+@asynccontextmanager
+async def run(folder: Path, engine: MockUpstream) -> AsyncIterator[httpx.AsyncClient]:
+    """A running gateway, as a client of it."""
+    async with (
+        gateway_process(folder, engine, store={"quota_bytes": QUOTA}) as (_, port),
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+    ):
+        yield client
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,224 @@
+"""A small engine without a model: answers like vLLM's server, at a fixed rate, or misbehaves.
+
+Also a program of its own for the benchmark: `python -m tests.gateway.mock_upstream PORT`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import socket
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import aiohttp
+from aiohttp import web
+
+Mode = Literal[
+    "ok",
+    "hang",
+    "error",
+    "die_before",
+    "die_after_header",
+    "die_mid",
+    "half_event",
+    "error_event",
+    "stall",
+    "busy",
+    "refuse",
+    "echo_url",
+]
+
+MODEL = "mock"
+
+
+@dataclass
+class MockUpstream:
+    """One engine. Change `mode` while it runs."""
+
+    tokens: int = 5
+    interval_s: float = 0.0
+    mode: Mode = "ok"
+    fetch_media: bool = False
+    usage: dict[str, Any] = field(default_factory=lambda: {"completion_tokens": 5})
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    media: list[bytes] = field(default_factory=list)
+    cancelled: int = 0
+    running: int = 0
+    port: int = 0
+    host: str = "127.0.0.1"
+    _runner: web.AppRunner | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=2**30)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/health", self._health)
+        self._runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1
+        )
+        await self._runner.setup()
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((self.host, self.port))
+        self.port = sock.getsockname()[1]
+        await web.SockSite(self._runner, sock, backlog=1024).start()
+
+    async def stop(self) -> None:
+        """End at once; connections are cut."""
+        if self._runner is not None:
+            server = self._runner.server
+            if server is not None:
+                for connection in list(server.connections):
+                    transport = connection.transport
+                    if transport is not None:
+                        transport.abort()
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def __aenter__(self) -> MockUpstream:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def _health(self, _: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _models(self, _: web.Request) -> web.Response:
+        entry = {"id": MODEL, "object": "model", "created": 1, "owned_by": "x", "root": "/secret"}
+        return web.json_response({"object": "list", "data": [entry]})
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.requests.append(body)
+        self.headers.append({name.lower(): value for name, value in request.headers.items()})
+        self.running += 1
+        try:
+            return await self._answer(request, body)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+
+    async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if self.mode == "hang":
+            await asyncio.sleep(3_600)
+        if self.mode == "error":
+            return web.json_response({"error": {"message": "/secret/path 10.0.0.7"}}, status=500)
+        if self.mode == "busy":
+            return web.json_response({"error": {"message": "busy"}}, status=503)
+        if self.mode == "refuse":
+            return _refusal("The prompt is too long.", "messages")
+        if self.mode == "echo_url":
+            return _refusal(f"cannot read {_urls(body)[0]}", "messages")
+        if self.mode == "die_before":
+            return _die(request)
+        if self.fetch_media:
+            await self._fetch(body)
+        if body.get("stream"):
+            return await self._stream(request, body)
+        await asyncio.sleep(self.tokens * self.interval_s)
+        text = "".join(f"t{number} " for number in range(self.tokens))
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}}
+        return web.json_response(
+            {
+                "id": "chatcmpl-1",
+                "object": "chat.completion",
+                "created": 1,
+                "model": MODEL,
+                "choices": [{**choice, "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 3, "total_tokens": 8, **self.usage},
+            }
+        )
+
+    async def _stream(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        if self.mode == "die_after_header":
+            return _die(request)
+        for number in range(self.tokens):
+            if number == self.tokens // 2:
+                if self.mode == "die_mid":
+                    return _die(request)
+                if self.mode == "half_event":
+                    await response.write(b'data: {"id": "chatcm')
+                    return _die(request)
+                if self.mode == "error_event":
+                    await response.write(b'data: {"error": {"message": "/secret/path"}}\n\n')
+                    return response
+                if self.mode == "stall":
+                    await asyncio.sleep(3_600)
+            await response.write(_event({"content": f"t{number} "}))
+            if self.interval_s:
+                await asyncio.sleep(self.interval_s)
+        if (body.get("stream_options") or {}).get("include_usage"):
+            usage = {"prompt_tokens": 3, "total_tokens": 8, **self.usage}
+            await response.write(_chunk({"choices": [], "usage": usage}))
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def _fetch(self, body: dict[str, Any]) -> None:
+        async with aiohttp.ClientSession() as session:
+            for url in _urls(body):
+                async with session.get(url) as answer:
+                    self.media.append(await answer.read())
+
+
+def _urls(body: dict[str, Any]) -> list[str]:
+    return [
+        part[part["type"]]["url"]
+        for message in body["messages"]
+        if isinstance(message["content"], list)
+        for part in message["content"]
+        if part["type"].endswith("_url")
+    ]
+
+
+def _refusal(message: str, param: str) -> web.Response:
+    error = {"message": message, "type": "BadRequestError", "param": param, "code": 400}
+    return web.json_response({"error": error}, status=400)
+
+
+def _die(request: web.Request) -> web.Response:
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()
+
+
+def _event(delta: dict[str, Any]) -> bytes:
+    return _chunk({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+
+
+def _chunk(more: dict[str, Any]) -> bytes:
+    head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": MODEL}
+    return b"data: " + json.dumps({**head, **more}, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def _main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("port", type=int)
+    parser.add_argument("--tokens", type=int, default=40)
+    parser.add_argument("--interval", type=float, default=0.05)
+    given = parser.parse_args()
+    async with MockUpstream(
+        tokens=given.tokens, interval_s=given.interval, port=given.port
+    ) as upstream:
+        del upstream
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        import uvloop
+
+        uvloop.run(_main())

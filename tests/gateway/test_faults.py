@@ -1,0 +1,174 @@
+"""Engines that fail in every way, and the end of the gateway itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.gateway.conftest import MakeWorld, World, gateway_process
+from tests.gateway.mock_upstream import MODEL, MockUpstream
+from tests.gateway.test_api import check_error
+
+pytestmark = pytest.mark.anyio
+
+
+async def events(w: World, **fields: Any) -> tuple[int, list[Any]]:
+    """Status and the events of a stream, decoded; the text "[DONE]" stays."""
+    async with w.stream(**fields) as response:
+        text = (await response.aread()).decode()
+    if response.status_code != 200:
+        return response.status_code, [json.loads(text)]
+    assert text.endswith("\n\n")
+    found = []
+    for event in text.removesuffix("\n\n").split("\n\n"):
+        data = event.removeprefix("data: ")
+        found.append(data if data == "[DONE]" else json.loads(data))
+    return 200, found
+
+
+@pytest.mark.parametrize("mode", ["error", "die_before", "die_after_header", "hang", "busy"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_did_not_start_succeeds_elsewhere(
+    world: MakeWorld, mode: Any, stream: bool
+) -> None:
+    if mode == "die_after_header" and not stream:
+        pytest.skip("only streams have a header of their own")
+    async with world(2, routing={"first_byte_timeout_s": 0.3, "answer_timeout_s": 0.3}) as w:
+        for bad in w.engines:
+            bad.mode = mode
+            for _ in range(2):
+                status, found = (
+                    await events(w) if stream else ((await w.ask()).status_code, ["[DONE]"])
+                )
+                assert status == 200
+                assert found[-1] == "[DONE]"
+            bad.mode = "ok"
+        assert all(engine.requests for engine in w.engines)
+
+
+@pytest.mark.parametrize(
+    ("mode", "status"),
+    [("error", 502), ("die_before", 502), ("hang", 504), ("busy", 429)],
+)
+async def test_when_every_engine_fails_the_client_learns_no_more_than_that(
+    world: MakeWorld, mode: Any, status: int
+) -> None:
+    async with world(2, routing={"first_byte_timeout_s": 0.2, "answer_timeout_s": 0.2}) as w:
+        for engine in w.engines:
+            engine.mode = mode
+        for stream in (False, True):
+            answer = await w.ask(stream=stream)
+            check_error(answer, status)
+            for secret in ("secret", "10.0.0.7", "127.0.0.1", str(w.engine.port)):
+                assert secret not in answer.text
+
+
+@pytest.mark.parametrize("mode", ["die_mid", "half_event", "error_event", "stall"])
+async def test_a_stream_that_breaks_off_ends_with_an_error_event(
+    world: MakeWorld, mode: Any
+) -> None:
+    async with world(routing={"idle_timeout_s": 0.4}) as w:
+        w.engine.mode = mode
+        w.engine.interval_s = 0.02
+        status, found = await events(w)
+        assert status == 200
+        *chunks, error, done = found
+        assert done == "[DONE]"
+        assert len(chunks) == 2
+        assert all("choices" in chunk for chunk in chunks)
+        assert set(error["error"]) == {"message", "type", "param", "code"}
+        assert "secret" not in json.dumps(error)
+
+
+async def test_the_deadline_ends_a_stream_with_an_error_event(world: MakeWorld) -> None:
+    engine = MockUpstream(tokens=100, interval_s=0.1)
+    async with world([engine], request_timeout_s=0.5) as w:
+        _, found = await events(w)
+        assert found[-2]["error"]["code"] == "deadline_exceeded"
+        assert found[-1] == "[DONE]"
+        check_error(await w.ask(), 504, "deadline_exceeded")
+        await asyncio.sleep(0.2)
+        assert not engine.running
+
+
+async def test_an_engine_that_comes_back_is_used_again(world: MakeWorld) -> None:
+    async with world(2) as w:
+        first = w.engines[0]
+        await first.stop()
+        assert [(await w.ask()).status_code for _ in range(6)] == [200] * 6
+        await asyncio.sleep(0.7)
+        await first.start()
+        await asyncio.sleep(0.7)
+        seen = len(first.requests)
+        await asyncio.gather(*(w.ask() for _ in range(6)))
+        assert len(first.requests) > seen
+
+
+async def test_one_of_three_engines_dies_under_load(world: MakeWorld) -> None:
+    engines = [MockUpstream(tokens=20, interval_s=0.03) for _ in range(3)]
+    async with world(engines) as w:
+        w.client.timeout = httpx.Timeout(15)
+
+        async def one(number: int) -> str:
+            await asyncio.sleep(number * 0.02)
+            status, found = await events(w)
+            assert status == 200, found
+            assert found[-1] == "[DONE]"
+            if len(found) == 21:
+                return "whole"
+            assert found[-2]["error"]["code"] == "upstream_error"
+            return "broken"
+
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(
+            base_url=w.client.base_url, timeout=15, limits=limits
+        ) as client:
+            w.client, old = client, w.client
+            tasks = [asyncio.create_task(one(number)) for number in range(64)]
+            await asyncio.sleep(0.5)
+            started = engines[0].running
+            await engines[0].stop()
+            ends = await asyncio.gather(*tasks)
+            w.client = old
+        assert started > 0
+        assert ends.count("broken") <= started
+        assert ends.count("whole") >= 64 - started
+
+
+async def test_draining_tells_others_and_cuts_nobody(world: MakeWorld) -> None:
+    engine = MockUpstream(tokens=20, interval_s=0.1)
+    async with world([engine]) as w:
+        running = [asyncio.create_task(events(w)) for _ in range(5)]
+        await asyncio.sleep(0.3)
+        draining = asyncio.create_task(w.now.drain())
+        await asyncio.sleep(0.1)
+        refused = await w.client.get("/ready")
+        check_error(refused, 503, "not_ready")
+        assert refused.headers["connection"] == "close"
+        late = asyncio.create_task(events(w))  # sent before anybody took note
+        for task in (*running, late):
+            status, found = await task
+            assert status == 200
+            assert len(found) == 21
+        await draining
+
+
+async def test_sigterm_finishes_running_streams_and_exits_cleanly(tmp_path: Path) -> None:
+    async with (
+        MockUpstream(tokens=20, interval_s=0.1) as engine,
+        gateway_process(tmp_path, engine) as (process, port),
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        body = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": "x"}]}
+        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            process.send_signal(signal.SIGTERM)
+            text = await response.aread()
+        assert text.endswith(b"data: [DONE]\n\n")
+        assert b'"error"' not in text
+        assert await asyncio.wait_for(process.wait(), 10) == 0

@@ -1,0 +1,83 @@
+"""The memory of a gateway under clients that send as much as they can."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.clips import make_image
+from tests.gateway.conftest import gateway_process
+from tests.gateway.mock_upstream import MODEL, MockUpstream
+from tests.gateway.test_media import data_url, part
+from tests.gateway.test_probe import opus_bomb
+
+pytestmark = pytest.mark.anyio
+
+MIB = 1 << 20
+SETTINGS = {
+    "request": {"max_body_bytes": 16 * MIB, "max_buffered_bytes": 64 * MIB, "body_timeout_s": 2},
+    "media": {"max_bytes": 32 * MIB},
+    "store": {"quota_bytes": 128 * MIB},
+}
+BOUND = 400 * MIB
+"""An idle gateway takes about 110 MiB; bodies may take three times `max_buffered_bytes`."""
+
+
+def peak(pid: int) -> int:
+    """The most memory a process ever had, in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+async def endless(start: bytes, limit: int) -> AsyncIterator[bytes]:
+    yield start
+    for _ in range(limit // MIB):
+        yield b"x" * MIB
+
+
+async def test_memory_stays_bounded_under_abuse(tmp_path: Path) -> None:
+    async with (
+        MockUpstream() as engine,
+        gateway_process(tmp_path, engine, **SETTINGS) as (process, port),
+        httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}",
+            timeout=30,
+            limits=httpx.Limits(max_connections=None),
+        ) as client,
+    ):
+        json_type = {"content-type": "application/json"}
+        form_type = {"content-type": "multipart/form-data; boundary=x"}
+        head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+
+        async def body() -> int:
+            content = endless(b'{"a":"', 15 * MIB)
+            answer = await client.post("/v1/chat/completions", content=content, headers=json_type)
+            return answer.status_code
+
+        async def upload() -> int:
+            content = endless(head, 64 * MIB)
+            answer = await client.post("/v1/files", content=content, headers=form_type)
+            return answer.status_code
+
+        async def medium(data: bytes) -> int:
+            content = part("audio_url", data_url(data))
+            message = {"role": "user", "content": content}
+            given = {"model": MODEL, "messages": [message]}
+            return (await client.post("/v1/chat/completions", json=given)).status_code
+
+        bomb = opus_bomb(11 * MIB)
+        codes = await asyncio.gather(
+            *(body() for _ in range(12)),
+            *(upload() for _ in range(6)),
+            *(medium(bomb) for _ in range(3)),
+        )
+        assert set(codes) <= {400, 413, 415, 422, 429, 503}
+        assert (await medium(make_image())) == 415  # it still thinks
+        print(f"peak {peak(process.pid) / MIB:.0f} MiB")
+        assert peak(process.pid) < BOUND
+        stored = sum(f.stat().st_size for f in (tmp_path / "store").rglob("*") if f.is_file())
+        assert stored <= 130 * MIB

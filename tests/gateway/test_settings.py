@@ -1,0 +1,115 @@
+"""The configuration: where it comes from, and what a person is told about mistakes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ep_serve.gateway.command import add_options, run
+from ep_serve.gateway.settings import GatewaySettings, SettingsError, load, to_yaml
+
+UPSTREAM = ["http://127.0.0.1:8000"]
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    return parser.parse_args(words)
+
+
+def test_options_override_the_environment_which_overrides_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "g.yaml"
+    file.write_text("upstreams: [http://a:1]\nport: 1\nstore: {quota_bytes: 1, media_ttl_s: 7}\n")
+    monkeypatch.setenv("EP_SERVE_GATEWAY_PORT", "2")
+    monkeypatch.setenv("EP_SERVE_GATEWAY_STORE__QUOTA_BYTES", "2")
+    settings = load(file, {"port": 3})
+    assert settings.port == 3
+    assert settings.store.quota_bytes == 2
+    assert settings.store.media_ttl_s == 7
+
+
+def test_the_printed_configuration_is_read_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments("--upstream", UPSTREAM[0], "--print-config")) == 0
+    printed = capsys.readouterr().out
+    file = tmp_path / "g.yaml"
+    file.write_text(printed)
+    assert to_yaml(load(file)) == printed
+    assert set(yaml.safe_load(printed)) == set(GatewaySettings.model_fields)
+
+
+def test_a_printed_configuration_hides_secrets() -> None:
+    settings = load(None, {"upstreams": UPSTREAM, "upstream_api_key": "hush"})
+    assert "hush" not in to_yaml(settings)
+
+
+def test_every_mistake_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "g.yaml"
+    file.write_text("upstreams: [ftp://a]\nport: 99999\nqueue: {max: 3}\nnonsense: 1\n")
+    with pytest.raises(SettingsError) as error:
+        load(file)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 4
+    assert "port: Input should be less than or equal to 65535 (got 99999)" in lines
+    assert "queue.max: there is no such setting" in lines
+    assert "nonsense: there is no such setting" in lines
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "\x00"])
+def test_a_file_that_holds_no_settings_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "g.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=r"g\.yaml"):
+        load(file)
+
+
+def test_a_missing_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments("--config", "/nowhere/g.yaml")) == 1
+    assert "/nowhere/g.yaml: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://u:p@a", "http://a/v1", "http://a/?x=1", "a:8000", "file:///etc/passwd"],
+)
+def test_an_upstream_is_a_plain_base_url(url: str) -> None:
+    with pytest.raises(SettingsError, match="upstreams"):
+        load(None, {"upstreams": [url]})
+
+
+def test_no_upstream_is_a_mistake() -> None:
+    with pytest.raises(SettingsError, match="--upstream"):
+        load(None)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "gateway.example.org"])
+def test_it_refuses_to_start_without_keys_where_others_reach_it(host: str) -> None:
+    with pytest.raises(SettingsError, match="keys_file"):
+        load(None, {"upstreams": UPSTREAM, "host": host})
+    assert load(None, {"upstreams": UPSTREAM, "host": host, "allow_anonymous": True})
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_it_starts_without_keys_on_loopback(host: str) -> None:
+    assert load(None, {"upstreams": UPSTREAM, "host": host}).keys_file is None
+
+
+def test_engines_need_an_address_to_fetch_media_from() -> None:
+    internal = {"host": "0.0.0.0", "port": 8081}
+    with pytest.raises(SettingsError, match=r"internal\.url"):
+        load(None, {"upstreams": UPSTREAM, "internal": internal})
+    internal["url"] = "http://10.0.0.5:8081"
+    assert load(None, {"upstreams": UPSTREAM, "internal": internal})
+
+
+def test_a_new_key_is_printed_with_its_entry(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments("--new-key", "alice")) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["keys"][0]["name"] == "alice"
+    assert "sk-ep-" in printed

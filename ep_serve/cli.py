@@ -130,6 +130,13 @@ def add_serve(groups: Groups) -> None:
     engine.add_argument("--max-full-tokens", type=int, help="longest prompt before reduction")
     engine.add_argument("--tower-cache-gib", type=float, help="tower outputs to remember")
     engine.add_argument("--media-cache-gib", type=float, help="processed media to remember")
+    front = parser.add_argument_group("gateway")
+    front.add_argument(
+        "--gateway",
+        action="store_true",
+        help="put the gateway in front, on --host and --port; the engine stays on loopback",
+    )
+    front.add_argument("--gateway-config", type=Path, metavar="FILE", help="its settings")
     parser.set_defaults(handler=serve_checkpoint, forwards=True)
 
 
@@ -141,10 +148,34 @@ def serve_checkpoint(arguments: argparse.Namespace) -> int:
     if found := problems(Path(arguments.checkpoint)):
         print("\n".join(found), file=sys.stderr)
         return 1
+    if arguments.gateway:
+        return _serve_behind_gateway(arguments)
     return serve(arguments, arguments.forwarded)
 
 
-COMMANDS: tuple[Callable[[Groups], None], ...] = (add_serve, add_checkpoint)
+def _serve_behind_gateway(arguments: argparse.Namespace) -> int:
+    from ep_serve.node import serve_with_gateway, split_options
+
+    words = arguments.words[arguments.words.index("serve") + 1 :]
+    words.remove(arguments.checkpoint)
+    words.remove("--gateway")
+    _, words = split_options(words, ["--gateway-config"])
+    address, engine_options = split_options(words, ["--host", "--port"])
+    config = arguments.gateway_config
+    settings = [] if config is None else ["--config", str(config)]
+    return serve_with_gateway(arguments.checkpoint, engine_options, [*address, *settings])
+
+
+def add_gateway(groups: Groups) -> None:
+    """`ep-serve gateway --upstream URL`: what stands between the internet and the engines."""
+    from ep_serve.gateway.command import add_options, run
+
+    parser = groups.add_parser("gateway", help="run the gateway in front of one or many engines")
+    add_options(parser)
+    parser.set_defaults(handler=run)
+
+
+COMMANDS: tuple[Callable[[Groups], None], ...] = (add_serve, add_gateway, add_checkpoint)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -159,10 +190,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     groups = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in COMMANDS:
         add(groups)
-    arguments, unknown = parser.parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments, unknown = parser.parse_known_args(words)
     if unknown and not getattr(arguments, "forwards", False):
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     arguments.forwarded = unknown
+    arguments.words = words
     try:
         code: int = arguments.handler(arguments)
     except (CheckpointError, OSError) as error:

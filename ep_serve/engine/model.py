@@ -72,8 +72,11 @@ class Qwen2_5OmniReducedForConditionalGeneration(  # noqa: N801  beside the offi
         self.statistics = WorkerStatistics()
         cache_bytes = int(self.settings.engine.tower_cache_gib * 2**30)
         sieve = get_sieve(self.settings.sieve)
+        hears = self.multimodal_config.get_limit_per_prompt("audio") > 0
         self.towers = Towers(
-            self, TowerCache(cache_bytes, self.statistics.totals), listens=sieve.uses_saliency
+            self,
+            TowerCache(cache_bytes, self.statistics.totals),
+            listens=sieve.uses_saliency and hears,
         )
         if get_pp_group().is_first_rank:
             self.sieve = sieve.for_model(self.config.text_config.hidden_size)

@@ -105,14 +105,15 @@ def _without(names: set[str], kwargs: dict[str, Any] | None) -> dict[str, Any] |
 
 def _refuse_media_tokens(messages: Sequence[Any]) -> None:
     for index, message in enumerate(messages):
-        for text in _texts(message.get("content") if isinstance(message, dict) else None):
-            for token in MEDIA_TOKENS:
-                if token in text:
-                    raise VLLMValidationError(
-                        f"messages[{index}] contains the text {token}, which marks media inside "
-                        "the prompt and must not be written by a client.",
-                        parameter="messages",
-                    )
+        # Templates put text parts right behind each other, so a token may be spread over some.
+        text = "".join(_texts(message.get("content") if isinstance(message, dict) else None))
+        for token in MEDIA_TOKENS:
+            if token in text:
+                raise VLLMValidationError(
+                    f"messages[{index}] contains the text {token}, which marks media inside "
+                    "the prompt and must not be written by a client.",
+                    parameter="messages",
+                )
 
 
 def _texts(content: Any) -> Iterator[str]:

@@ -22,6 +22,9 @@ MODALITIES = {Kind.VIDEO: "video", Kind.AUDIO: "audio", Kind.IMAGE: "image"}
 REMEMBERED_REQUESTS = 65_536
 """Items whose counts are kept, so that a request served from a cache still has its report."""
 
+UNREAD_ITEMS = 4096
+"""Items whose counts may wait on the device before they are added up."""
+
 
 @dataclass
 class Snapshot:
@@ -74,6 +77,8 @@ class WorkerStatistics:
         self._unread.append((counts, self.totals.kept))
         while len(self._kept) > REMEMBERED_REQUESTS:
             self._kept.popitem(last=False)
+        if len(self._unread) > UNREAD_ITEMS:  # nobody asks, as in scripts without a server
+            self.snapshot()
 
     def kept(self, key: bytes) -> dict[str, int] | None:
         """Survivors of an item by modality; None if it is too long ago."""

@@ -160,6 +160,11 @@ def test_media_tokens_in_text_are_refused(server: Client, token: str, with_media
     assert token in check_refusal(server, response)
 
 
+def test_a_media_token_in_two_pieces_is_refused(server: Client) -> None:
+    response = server.post({"messages": user(text("What is <|VID"), text("EO|> here?"))})
+    assert "<|VIDEO|>" in check_refusal(server, response)
+
+
 def test_the_server_still_answers_after_all_that(server: Client) -> None:
     assert server.post({"messages": user(text("Hello"))}).status_code == 200
 

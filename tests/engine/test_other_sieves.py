@@ -185,7 +185,10 @@ def test_a_sieve_from_another_package_is_served(tmp_path_factory: pytest.TempPat
         "[ep_serve.sieves]\nevery-other = every_other:EveryOther\n"
     )
     path = f"{site}:{os.environ.get('PYTHONPATH', '')}"
-    options = ("--sieve", "every-other", "--keep-ratio", "0.5")
+    options = ("--sieve", "every-other", "--keep-ratio", "0.5", "--limit-mm-per-prompt.audio", "0")
     with serving_stock(tmp_path_factory, *options, environment={"PYTHONPATH": path}) as server:
         reduction = server.ask(golden_messages("video_c_r020"), max_tokens=2).reduction
         assert reduction["video"] == {"full": 36, "kept": 18}
+        # Without an audio tower the sound of a clip is not read.
+        heard = server.ask(golden_messages("aiv_a_r020"), max_tokens=2).reduction
+        assert (heard["video"]["full"], heard["audio"]["full"]) == (64, 0)

@@ -1,0 +1,90 @@
+"""`ep-serve serve --gateway`: an engine on the loopback interface and the gateway in front of it.
+
+Both are processes of their own, as they are in a cluster. When one of them ends, so does the other;
+SIGTERM reaches the gateway first, so that it can finish what is running while the engine still can.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+POLL_SECONDS = 0.2
+STOP_SECONDS = 120.0
+"""A process that has not ended this long after SIGTERM is killed."""
+
+
+def serve_with_gateway(
+    checkpoint: str, engine_options: Sequence[str], gateway_options: Sequence[str]
+) -> int:
+    """Run both until one ends or SIGTERM comes.
+
+    Args:
+        checkpoint: what the engine serves.
+        engine_options: options of `ep-serve serve`, without `--host` and `--port`.
+        gateway_options: options of `ep-serve gateway`, without `--upstream`.
+
+    Returns:
+        0 if it was told to stop, else the exit code of the process that ended.
+    """
+    port = str(_free_port())
+    command = [sys.executable, "-m", "ep_serve"]
+    address = ["--host", "127.0.0.1", "--port", port]
+    engine = subprocess.Popen([*command, "serve", checkpoint, *engine_options, *address])
+    upstream = ["--upstream", f"http://127.0.0.1:{port}"]
+    gateway = subprocess.Popen([*command, "gateway", *upstream, *gateway_options])
+    stop = _Stop()
+    while not stop.asked and engine.poll() is None and gateway.poll() is None:
+        time.sleep(POLL_SECONDS)
+    code = engine.poll() or gateway.poll() or 0
+    for process in (gateway, engine):
+        _end(process)
+    return 0 if stop.asked else code or 1
+
+
+class _Stop:
+    """Whether somebody asked for the end."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def split_options(words: Sequence[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part a command line: the options with these names and their values, and all the rest."""
+    chosen: list[str] = []
+    rest: list[str] = []
+    waiting = iter(words)
+    for word in waiting:
+        if word.partition("=")[0] not in names:
+            rest.append(word)
+        elif "=" in word:
+            chosen.append(word)
+        else:
+            chosen += [word, *(value for value in [next(waiting, None)] if value is not None)]
+    return chosen, rest

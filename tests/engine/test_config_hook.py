@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ep_serve.engine.config_hook import _check_sieve, _refuse_drafters
+from ep_serve.engine.settings import EngineSettings, MediaSettings, Settings
+
+
+def settings(sieve: str, keep_ratio: float | None = None, **media: Any) -> Settings:
+    return Settings(
+        media=MediaSettings(**media),
+        engine=EngineSettings(),
+        sieve=sieve,
+        refines=False,
+        keep_ratio=keep_ratio,
+        max_full_tokens=100,
+    )
+
+
+@pytest.mark.parametrize("method", ["eagle", "eagle3", "mtp", "draft_model"])
+def test_drafters_that_would_need_the_reduced_prompt_are_refused(method: str) -> None:
+    config = SimpleNamespace(speculative_config=SimpleNamespace(method=method))
+    with pytest.raises(ValueError, match=method):
+        _refuse_drafters(config)
+
+
+@pytest.mark.parametrize("speculative", [None, SimpleNamespace(method="ngram")])
+def test_drafters_that_read_ids_only_are_fine(speculative: Any) -> None:
+    _refuse_drafters(SimpleNamespace(speculative_config=speculative))
+
+
+def test_an_unknown_sieve_is_refused_at_the_start() -> None:
+    with pytest.raises(ValueError, match="must be one of"):
+        _check_sieve(settings("colander"))
+
+
+def test_a_sieve_that_is_told_nothing_is_refused_at_the_start() -> None:
+    with pytest.raises(ValueError, match="keep_ratio"):
+        _check_sieve(settings("uniform"))
+
+
+@pytest.mark.parametrize(
+    "sound",
+    [
+        settings("cs2", keep_ratio=0.2),
+        settings("uniform", **{"keep_ratio": 0.1}),
+        settings("omnisift"),
+        settings("omnisift", rho_audio=0.5),
+        settings("omnizip"),
+        settings("none"),
+    ],
+)
+def test_sieves_that_know_enough_start(sound: Settings) -> None:
+    _check_sieve(sound)

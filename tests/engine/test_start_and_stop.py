@@ -16,9 +16,12 @@ import pytest
 from ep_serve.checkpoint.embedded import build
 from ep_serve.cli import main
 from ep_serve.engine.process import ServerProcess
-from tests.engine.client import Client, text, user
+from tests.clips import make_clip
+from tests.engine.client import Client, text, user, video
 
 pytestmark = pytest.mark.engine
+
+OPTIONS = ("--max-model-len", "2048", "--enforce-eager", "--served-model-name", "golden")
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +31,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(embedded: Path, tmp_path: Path) -> Iterator[ServerProcess]:
-    options = ["--max-model-len", "2048", "--enforce-eager", "--served-model-name", "golden"]
-    with ServerProcess(embedded, options, log=tmp_path / "log") as process:
+    with ServerProcess(embedded, OPTIONS, log=tmp_path / "log") as process:
         yield process
 
 
@@ -53,6 +55,22 @@ def test_sigterm_lets_a_running_stream_finish(server: ServerProcess) -> None:
     began = time.monotonic()
     assert server.wait() == 0
     assert time.monotonic() - began < 30
+
+
+def test_one_command_starts_an_engine_and_the_gateway(embedded: Path, tmp_path: Path) -> None:
+    options = ["--gateway", *OPTIONS]
+    environment = {
+        "EP_SERVE_GATEWAY_STORE__PATH": str(tmp_path / "store"),
+        "EP_SERVE_GATEWAY_METRICS__ENABLED": "false",
+    }
+    with ServerProcess(embedded, options, log=tmp_path / "log", environment=environment) as process:
+        client = Client(process)
+        deadline = time.monotonic() + 120
+        while httpx.get(f"{client.root}/ready").status_code != 200 and time.monotonic() < deadline:
+            time.sleep(0.5)
+        answer = client.ask(user(video(make_clip(2)), text("What is it?")), max_tokens=4)
+        assert answer.reduction["av_tokens_kept"] > 0
+        assert process.stop() == 0
 
 
 def test_a_checkpoint_that_contradicts_itself_is_refused_in_a_sentence(

@@ -166,8 +166,9 @@ class RefinerAttention(nn.Module):
         widths = [n * self.head_dim for n in (self.num_heads, self.num_kv_heads, self.num_kv_heads)]
         query, key, value = qkv.split(widths, dim=-1)
         # Outside compiled graphs nothing fuses the plain form, so CUDA gets the fused kernel.
-        rotate = self.rotary_emb.forward_cuda if hidden.is_cuda else self.rotary_emb
+        rotate = self.rotary_emb.forward_cuda if hidden.is_cuda else self.rotary_emb.forward_native
         query, key = rotate(positions, query, key)
+        assert key is not None
         attended = self.attn(
             query.view(1, tokens, self.num_heads, self.head_dim),
             key.view(1, tokens, self.num_kv_heads, self.head_dim),

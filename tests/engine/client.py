@@ -115,7 +115,8 @@ class Client:
     def post(self, body: dict[str, Any], **options: Any) -> httpx.Response:
         """A raw request with a time limit of 10 s, the promise for bad input."""
         body = {"model": MODEL, "max_tokens": 2, **body}
-        return httpx.post(f"{self.root}/v1/chat/completions", json=body, timeout=10, **options)
+        options = {"timeout": 10, **options}
+        return httpx.post(f"{self.root}/v1/chat/completions", json=body, **options)
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum over the series of a metric that carry these labels."""

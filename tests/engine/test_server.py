@@ -237,7 +237,8 @@ def test_a_tool_can_be_called(server: Client) -> None:
             "temperature": 0,
             "tools": [{"type": "function", "function": function}],
             "tool_choice": {"type": "function", "function": {"name": "report"}},
-        }
+        },
+        timeout=120,
     )
     (call,) = response.json()["choices"][0]["message"]["tool_calls"]
     assert call["type"] == "function"

@@ -1,0 +1,28 @@
+{{- /* The gateway's settings: those of the values, and those that belong to the chart. JSON, which
+       is YAML too, because toYaml writes large numbers as 5e+08. */ -}}
+{{- define "ep-serve.gatewayConfig" -}}
+{{- $gateway := .root.Values.gateway -}}
+{{- $upstreams := list -}}
+{{- range $name, $_ := .models -}}
+{{- $service := include "ep-serve.object" (dict "root" $.root "component" "engine" "model" $name) -}}
+{{- $upstreams = append $upstreams (printf "http://%s:8000" $service) -}}
+{{- end -}}
+{{- $quota := div (mul $gateway.store.sizeGiB 1073741824 9) 10 -}}
+{{- $own := dict
+  "host" "0.0.0.0"
+  "port" 8080
+  "upstreams" $upstreams
+  "allow_anonymous" $gateway.allowAnonymous
+  "metrics" (dict "host" "0.0.0.0" "port" 9090)
+  "internal" (dict "host" "0.0.0.0" "port" 8081)
+  "store" (dict "path" "/store" "quota_bytes" $quota) -}}
+{{- if $gateway.keysSecret -}}
+{{- $_ := set $own "keys_file" "/etc/ep-serve-keys/keys.yaml" -}}
+{{- end -}}
+{{- include "ep-serve.merged" (dict "under" $gateway.settings "over" $own) | fromJson | toPrettyJson -}}
+{{- end }}
+
+{{- /* Bytes of the largest body that clients may send. */ -}}
+{{- define "ep-serve.bodyMiB" -}}
+{{- add1 (div (int64 .Values.gateway.settings.media.max_bytes) 1048576) -}}
+{{- end }}

@@ -1,0 +1,210 @@
+"""Figures of a run, with the definitions that the field uses.
+
+- TTFT: from sending a request to its first token that is not empty.
+- ITL: the time between two chunks with text of one answer; all answers' gaps together.
+- TPOT: (last token - first token) / (tokens - 1) of one answer.
+- E2E: from sending a request to its last token.
+- Goodput: requests a second that were answered whole and within the service level.
+
+Latencies are those of whole answers. Errors and incomplete answers are counted apart and are never
+good; what the end of a run cut off counts as neither. Percentiles interpolate linearly.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from loadtest.records import Answer, Novelty, Run, Sample
+
+PERCENTILES = (50, 90, 95, 99)
+NOVELTIES: tuple[Novelty, ...] = ("new", "known clip", "repeated")
+WORKER_STAGES = ("towers", "refiner", "selection")
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLevel:
+    """What a good answer keeps to, in seconds, and how many have to be good."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    e2e_s: float | None = None
+    attain: float = 0.9
+    """Share of the requests that must be good for a load to count as carried."""
+
+    @property
+    def given(self) -> bool:
+        return any(limit is not None for limit in (self.ttft_s, self.tpot_s, self.e2e_s))
+
+    def good(self, answer: Answer) -> bool:
+        """Whether an answer is whole and keeps every limit."""
+        if answer.status != "ok":
+            return False
+        pairs = (
+            (answer.ttft_s, self.ttft_s),
+            (answer.tpot_s, self.tpot_s),
+            (answer.e2e_s, self.e2e_s),
+        )
+        return all(limit is None or value is None or value <= limit for value, limit in pairs)
+
+    def attained(self, answers: Iterable[Answer]) -> float:
+        """Share of the requests that were good; those cut off do not count."""
+        counted = [answer for answer in answers if answer.status != "cut"]
+        return sum(map(self.good, counted)) / len(counted) if counted else 0.0
+
+    def as_dict(self) -> dict[str, float | None]:
+        return asdict(self)
+
+
+def spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Count, mean, extremes and percentiles; None of nothing."""
+    if not values:
+        return None
+    array = np.asarray(values, dtype=float)
+    points = np.percentile(array, PERCENTILES)
+    return {
+        "count": len(values),
+        "mean": float(array.mean()),
+        "min": float(array.min()),
+        "max": float(array.max()),
+        **{f"p{p}": float(v) for p, v in zip(PERCENTILES, points, strict=True)},
+    }
+
+
+def figures(run: Run, level: ServiceLevel) -> dict[str, Any]:
+    """Every figure of a run."""
+    whole = [answer for answer in run.answers if answer.status == "ok"]
+    wall = run.wall_s or float("nan")
+    good = sum(level.good(answer) for answer in run.answers)
+    tokens = sum(answer.output_tokens for answer in whole)
+    errors = Counter(answer.error for answer in run.answers if answer.status == "error")
+    lateness = [a.sent_s - a.scheduled_s for a in run.answers if a.scheduled_s is not None]
+    return {
+        **latencies(whole),
+        "requests": len(run.answers),
+        "whole": len(whole),
+        "errors": dict(errors),
+        "incomplete": sum(answer.status == "incomplete" for answer in run.answers),
+        "cut": sum(answer.status == "cut" for answer in run.answers),
+        "requests_per_s": len(whole) / wall,
+        "output_tokens_per_s": tokens / wall,
+        "prompt_tokens_per_s": sum(answer.prompt_tokens for answer in whole) / wall,
+        "goodput_per_s": good / wall if level.given else None,
+        "attained": level.attained(run.answers) if level.given else None,
+        "prompt_tokens": _mean([answer.prompt_tokens for answer in whole]),
+        "latest_start_s": max(lateness, default=None),
+        "by_novelty": {
+            novelty: latencies([a for a in whole if a.novelty == novelty])
+            for novelty in NOVELTIES
+            if any(answer.novelty == novelty for answer in whole)
+        },
+        "server": server(run),
+        "stages_s": stages(run, whole),
+    }
+
+
+def latencies(answers: Sequence[Answer]) -> dict[str, dict[str, float] | None]:
+    """TTFT, ITL, TPOT and E2E in seconds."""
+    return {
+        "ttft_s": spread([a.ttft_s for a in answers if a.ttft_s is not None]),
+        "itl_s": spread([gap for answer in answers for gap in answer.gaps_s]),
+        "tpot_s": spread([a.tpot_s for a in answers if a.tpot_s is not None]),
+        "e2e_s": spread([a.e2e_s for a in answers if a.e2e_s is not None]),
+    }
+
+
+def server(run: Run) -> dict[str, float | None]:
+    """What the server's own figures say."""
+    use = [sample.kv_use for sample in run.samples if sample.kv_use is not None]
+    running = _known(run.samples, "running")
+    each = _blocks_per_request(run)
+    return {
+        "kv_use_peak": max(use, default=None),
+        "kv_use_mean": _mean(use),
+        "kv_blocks_peak": max(use) * run.kv_blocks if use and run.kv_blocks else None,
+        "kv_blocks_per_request": each,
+        "requests_that_fit": run.kv_blocks // each if each and run.kv_blocks else None,
+        "running_peak": max(running, default=None),
+        "waiting_peak": max(_known(run.samples, "waiting"), default=None),
+        "preemptions": _counter(run, "vllm:num_preemptions_total"),
+        "prefix_cache_hit_share": _share(run, "vllm:prefix_cache"),
+        "tower_cache_hits": _counter(run, "ep_serve_tower_cache_hits_total"),
+        "tower_cache_misses": _counter(run, "ep_serve_tower_cache_misses_total"),
+        "media_cache_hits": _counter(run, "ep_serve_media_cache_hits_total"),
+        "media_cache_misses": _counter(run, "ep_serve_media_cache_misses_total"),
+        "tower_cache_bytes_peak": max(_known(run.samples, "tower_cache_bytes"), default=None),
+        "memory_bytes_peak": max(_known(run.samples, "memory_bytes"), default=None),
+        "memory_bytes_mean": _mean(_known(run.samples, "memory_bytes")),
+    }
+
+
+def _blocks_per_request(run: Run) -> float | None:
+    """Most blocks held at a moment for each request then running."""
+    shares = [
+        sample.kv_use * run.kv_blocks / sample.running
+        for sample in run.samples
+        if sample.kv_use and sample.running and run.kv_blocks
+    ]
+    return max(shares, default=None)
+
+
+def stages(run: Run, whole: Sequence[Answer]) -> dict[str, float]:
+    """Mean seconds of a request by what they were spent on.
+
+    vLLM's prefill time is from scheduling to the first token; towers, refiner and selection run
+    inside it, and with several requests at a time one waits there for the others. What the server
+    does not account for before its queue is everything up to there: upload, download, decoding,
+    the processor, and the way to the engine.
+    """
+    count = len(whole)
+    if not count:
+        return {}
+    measured = {
+        name: _counter(run, f'ep_serve_stage_seconds_total{{stage="{name}"}}') / count
+        for name in _stage_names(run)
+    }
+    queue = _counter(run, "vllm:request_queue_time_seconds_sum") / count
+    prefill = _counter(run, "vllm:request_prefill_time_seconds_sum") / count
+    first = float(np.mean([a.ttft_s for a in whole if a.ttft_s is not None]))
+    last = float(np.mean([a.e2e_s for a in whole if a.e2e_s is not None]))
+    worker = {name: value for name, value in measured.items() if name in WORKER_STAGES}
+    before = {name: value for name, value in measured.items() if name not in WORKER_STAGES}
+    if not prefill:
+        return {"until first token": first, "generation": last - first}
+    return {
+        **before,
+        "before the queue" if not before else "rest before the queue": max(
+            0.0, first - queue - prefill - sum(before.values())
+        ),
+        "queue": queue,
+        **worker,
+        "prefill": max(0.0, prefill - sum(worker.values())),
+        "generation": last - first,
+    }
+
+
+def _stage_names(run: Run) -> list[str]:
+    start = 'ep_serve_stage_seconds_total{stage="'
+    return [name[len(start) : -2] for name in run.counters if name.startswith(start)]
+
+
+def _counter(run: Run, name: str) -> float:
+    return run.counters.get(name, 0.0)
+
+
+def _share(run: Run, name: str) -> float | None:
+    queries = _counter(run, f"{name}_queries_total")
+    return _counter(run, f"{name}_hits_total") / queries if queries else None
+
+
+def _known(samples: Sequence[Sample], name: str) -> list[float]:
+    values = (getattr(sample, name) for sample in samples)
+    return [value for value in values if value is not None]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None

@@ -14,7 +14,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 export DO_NOT_TRACK ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format clean
+.PHONY: help setup demo test test-fast loadtest lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test: lint  ## lint, types, import contracts, then all tests (engine tests last)
 
 test-fast: setup  ## only the tests that start no engine
 	@$(BIN)/pytest -m "not engine"
+
+loadtest: setup  ## stock vLLM, no reduction and two keep ratios side by side, with a report
+	@$(BIN)/python -m loadtest run
 
 lint: setup  ## ruff, mypy and the import contracts
 	@$(BIN)/ruff check .

@@ -112,6 +112,7 @@ def ask(
         text = chunk.choices[0].delta.content if chunk.choices else None
         if text and not first_token:
             first_token = time.perf_counter() - began
+        if text and not blocks:  # the server's gauge follows its first token a moment later
             blocks = blocks_held(server)
         if text and echo:
             print(text, end="", flush=True)

@@ -6,6 +6,7 @@ vLLM's `vllm` command is not used: its CPU build carries another package name an
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 SHUTDOWN_SECONDS = 30
 """Running streams may finish for this long after SIGTERM."""
+
+GRACE_SECONDS = 5
+"""Connections are closed this long after the engine has stopped."""
 
 CPU_KV_CACHE_BYTES = 2 << 30
 """KV cache on a CPU, where vLLM would otherwise take most of the machine's memory."""
@@ -50,7 +54,7 @@ def serve(arguments: argparse.Namespace, forwarded: Sequence[str]) -> int:
     Raises:
         CheckpointError: a checkpoint that cannot be served as asked.
     """
-    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.cli import serve as vllm_serve
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
@@ -71,7 +75,10 @@ def serve(arguments: argparse.Namespace, forwarded: Sequence[str]) -> int:
             {ADDITIONAL_CONFIG_KEY: {**given.get(ADDITIONAL_CONFIG_KEY, {}), **own}},
         )
     configure_logging_from_args(args)
-    command = ServeSubcommand()
+    # When the engine has stopped nothing more can come: a stream that still waits would hold the
+    # process for ever, because vLLM leaves uvicorn's own limit unset.
+    vllm_serve.run_server = partial(vllm_serve.run_server, timeout_graceful_shutdown=GRACE_SECONDS)
+    command = vllm_serve.ServeSubcommand()
     command.validate(args)
     command.cmd(args)
     return 0

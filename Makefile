@@ -32,7 +32,7 @@ test-fast: setup  ## only the tests that start no engine
 	@$(BIN)/pytest -m "not engine"
 
 loadtest: setup  ## stock vLLM, no reduction and two keep ratios side by side, with a report
-	@$(BIN)/python -m loadtest run
+	@$(BIN)/python -m loadtest run --eager
 
 lint: setup  ## ruff, mypy and the import contracts
 	@$(BIN)/ruff check .

@@ -64,9 +64,13 @@ def _compare(given: argparse.Namespace) -> int:
 
 def _report(given: argparse.Namespace) -> int:
     from loadtest import report
+    from loadtest.measures import ServiceLevel, figures
     from loadtest.records import Report
 
     record = Report.load(given.json)
+    level = ServiceLevel(**record.level)  # type: ignore[arg-type]  # attain is never None
+    for run in record.runs:  # an older file may lack some
+        run.figures = figures(run, level)
     page = report.write(record, given.json.parent)
     print(f"{report.text(record)}\n\n{page}")
     return 0

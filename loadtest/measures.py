@@ -127,6 +127,7 @@ def server(run: Run) -> dict[str, float | None]:
         "kv_use_mean": _mean(use),
         "kv_blocks_peak": max(use) * run.kv_blocks if use and run.kv_blocks else None,
         "kv_blocks_per_request": each,
+        "kv_blocks_exact": _blocks_needed(run),
         "requests_that_fit": run.kv_blocks // each if each and run.kv_blocks else None,
         "running_peak": max(running, default=None),
         "waiting_peak": max(_known(run.samples, "waiting"), default=None),
@@ -150,6 +151,12 @@ def _blocks_per_request(run: Run) -> float | None:
         if sample.kv_use and sample.running and run.kv_blocks
     ]
     return max(shares, default=None)
+
+
+def _blocks_needed(run: Run) -> int | None:
+    """Blocks that the longest answered request fills; its last token is never stored."""
+    stored = [a.prompt_tokens + a.output_tokens - 1 for a in run.answers if a.status == "ok"]
+    return -(-max(stored) // run.block_size) if stored and run.block_size else None
 
 
 def stages(run: Run, whole: Sequence[Answer]) -> dict[str, float]:

@@ -51,12 +51,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     clips.add_argument("--repeat-media", type=float, default=0.5, help="share of repeated ones")
     clips.add_argument("--repeat-questions", type=float, default=0.2, help="share among these")
     load = parser.add_argument_group("load")
-    load.add_argument("--concurrency", type=int, nargs="*", default=None, help="closed loops (1 4)")
+    load.add_argument("--concurrency", type=int, nargs="*", default=None, help="closed loops (1 2)")
     load.add_argument("--rate", type=float, nargs="*", default=[], help="open loops, requests/s")
     load.add_argument("--arrivals", choices=("poisson", "gamma", "constant"), default="poisson")
     load.add_argument("--burstiness", type=float, default=1.0, help="shape of gamma arrivals (1)")
     load.add_argument(
-        "--requests", type=int, default=4, help="in a run, at least twice the concurrency (4)"
+        "--requests", type=int, default=3, help="in a run, at least twice the concurrency (3)"
     )
     load.add_argument("--repeats", type=int, default=2, help="rounds (2)")
     load.add_argument("--warmup", type=int, default=1, help="excluded, for each target (1)")
@@ -166,7 +166,7 @@ def _plan(given: argparse.Namespace) -> Plan:
 def _loads(given: argparse.Namespace) -> tuple[Load, ...]:
     closed = given.concurrency
     if closed is None:
-        closed = [] if given.rate else [1, 4]
+        closed = [] if given.rate else [1, 2]
     for name, numbers in (("concurrency", closed), ("rate", given.rate)):
         if any(number <= 0 for number in numbers):
             raise ValueError(f"--{name} must be above 0, got {min(numbers)}")

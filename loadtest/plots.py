@@ -15,6 +15,11 @@ from loadtest.records import Report, Run
 
 DPI = 110
 GIB = 2**30
+ORDER = (
+    *("before the queue", "rest before the queue", "queue"),
+    *("towers", "refiner", "selection", "prefill", "until first token", "generation"),
+)
+"""Stages of a request as they come."""
 
 
 def draw(report: Report) -> dict[str, bytes]:
@@ -144,7 +149,7 @@ def stages(grouped: dict[Cell, list[Run]]) -> Figure | None:
     figure = Figure(figsize=(max(6.0, 1.3 * len(bars)), 4))
     axes = figure.subplots()
     bottom = np.zeros(len(bars))
-    for name in dict.fromkeys(name for parts in bars.values() for name in parts):
+    for name in sorted({name for parts in bars.values() for name in parts}, key=_in_order):
         heights = np.array([parts.get(name, 0.0) for parts in bars.values()])
         axes.bar(list(bars), heights, bottom=bottom, label=name)
         bottom += heights
@@ -152,6 +157,11 @@ def stages(grouped: dict[Cell, list[Run]]) -> Figure | None:
     axes.legend(fontsize=7)
     axes.tick_params(axis="x", labelsize=7)
     return figure
+
+
+def _in_order(stage: str) -> int:
+    """Stages that only some servers report come first: they are those of the API process."""
+    return ORDER.index(stage) if stage in ORDER else -1
 
 
 def clip_length(grouped: dict[Cell, list[Run]]) -> Figure | None:

@@ -122,7 +122,14 @@ def _latencies(report: Report) -> Table:
 
 
 def _server(report: Report) -> Table:
-    heads = ["what", "KV use peak, %", "mean, %", "KV blocks per request", "requests that fit"]
+    heads = [
+        "what",
+        "KV use peak, %",
+        "mean, %",
+        "KV blocks per request",
+        "exact",
+        "requests that fit",
+    ]
     heads += ["running peak", "waiting peak", "preemptions", "prefix hits, %", "tower hits"]
     heads += ["misses", "memory peak, MiB"]
     rows = []
@@ -130,7 +137,8 @@ def _server(report: Report) -> Table:
         s = run.figures["server"]
         percent = [_scaled(s[name], 100) for name in ("kv_use_peak", "kv_use_mean")]
         row = [f"{_cell(run.cell)} #{run.repeat + 1}", *percent]
-        row += [_number(s["kv_blocks_per_request"], 1), _number(s["requests_that_fit"], 0)]
+        row += [_number(s["kv_blocks_per_request"], 1)]
+        row += [_number(s[name], 0) for name in ("kv_blocks_exact", "requests_that_fit")]
         row += [_number(s[name], 0) for name in ("running_peak", "waiting_peak", "preemptions")]
         row += [_scaled(s["prefix_cache_hit_share"], 100)]
         row += [_number(s[name], 0) for name in ("tower_cache_hits", "tower_cache_misses")]

@@ -9,21 +9,27 @@ from loadtest.driver import Recording, events
 from tests.loadtest.mock_server import MockServer
 from tests.loadtest.requests import drive
 
-SLACK_S = 0.04
+SLACK_S = 0.3
+"""A busy machine may be late by this; it is never early."""
+
+
+def on_time(value: float | None, expected: float) -> bool:
+    return value is not None and expected - 0.005 <= value <= expected + SLACK_S
 
 
 def test_the_first_token_is_the_first_chunk_with_text(mock: MockServer) -> None:
     mock.first_s = 0.2
     (answer,) = drive(mock).answers
-    assert answer.ttft_s == pytest.approx(0.2, abs=SLACK_S)
+    assert on_time(answer.ttft_s, 0.2)
 
 
 def test_the_time_per_token_leaves_the_first_one_out(mock: MockServer) -> None:
-    mock.first_s, mock.gap_s = 0.2, 0.05
+    mock.first_s, mock.gap_s = 0.3, 0.1
     (answer,) = drive(mock).answers
-    assert answer.tpot_s == pytest.approx(0.05, abs=0.01)
+    assert answer.tpot_s is not None
+    assert 0.095 <= answer.tpot_s < 0.135  # with the first token in it, 0.14 or 0.175
     assert len(answer.gaps_s) == 4
-    assert answer.e2e_s == pytest.approx(0.4, abs=2 * SLACK_S)
+    assert on_time(answer.e2e_s, 0.7)
 
 
 def test_usage_is_noted(mock: MockServer) -> None:
@@ -37,17 +43,17 @@ def test_a_closed_loop_keeps_its_concurrency(mock: MockServer) -> None:
     assert mock.most == 4
     assert len(recording.answers) == 12
     rounds = 3 * (mock.first_s + 4 * mock.gap_s)
-    assert recording.wall_s == pytest.approx(rounds, abs=4 * SLACK_S)
+    assert on_time(recording.wall_s, rounds)
 
 
 def test_an_open_loop_sends_on_time_whatever_is_under_way(mock: MockServer) -> None:
-    mock.first_s = 0.4
+    mock.first_s = 1.0
     times = [0.05 * number for number in range(8)]
     recording = drive(mock, count=8, times=times)
     assert mock.most == 8
     for answer in recording.answers:
         assert answer.scheduled_s is not None
-        assert answer.sent_s == pytest.approx(answer.scheduled_s, abs=SLACK_S)
+        assert on_time(answer.sent_s, answer.scheduled_s)
 
 
 @pytest.mark.parametrize(
@@ -88,14 +94,14 @@ def test_what_a_cancelled_run_saw_is_kept(mock: MockServer) -> None:
 
     async def interrupted() -> None:
         driver = Driver(f"{mock.url}/chat/completions")
-        async with asyncio.timeout(0.35):
+        async with asyncio.timeout(0.8):
             await driver.closed(requests(10), 2, recording)
 
     with pytest.raises(TimeoutError):
         asyncio.run(interrupted())
     states = [answer.status for answer in recording.answers]
     assert set(states) == {"ok", "cut"}
-    assert recording.wall_s == pytest.approx(0.35, abs=SLACK_S)
+    assert on_time(recording.wall_s, 0.8)
 
 
 def test_events_are_whole_however_the_bytes_are_cut() -> None:

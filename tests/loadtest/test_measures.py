@@ -73,6 +73,12 @@ def test_kv_blocks_are_shared_by_the_requests_that_run() -> None:
     assert found["kv_use_mean"] == pytest.approx(0.25 / 3)
 
 
+def test_the_exact_count_of_blocks_leaves_the_last_token_out() -> None:
+    for tokens, blocks in ((29, 4), (30, 5)):  # 100 prompt tokens, blocks of 32
+        found = run(answers=[whole(1, tokens)], block_size=32).figures["server"]
+        assert found["kv_blocks_exact"] == blocks
+
+
 def test_stages_add_up_to_the_whole_request() -> None:
     counters = {
         "vllm:request_queue_time_seconds_sum": 0.2,

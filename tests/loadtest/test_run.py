@@ -31,8 +31,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
 
     out = tmp_path_factory.mktemp("report")
     with serving(MockServer(first_s=0.1, gap_s=0.01)) as mock:
-        more = ["--targets", "plain", "0.2", "--concurrency", "1", "2", "--media", "unique"]
-        more += ["repeated", "--repeats", "2", "--requests", "3", "--ttft", "0.5", "--search", "2"]
+        more = ["--targets", "plain", "0.2", "--concurrency", "1", "--media", "unique"]
+        more += ["repeated", "--repeats", "2", "--requests", "3", "--ttft", "10", "--search", "2"]
         assert main(words(mock, out, *more)) == 0
     return Report.load(out / "report.json"), out
 
@@ -40,17 +40,17 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
 def test_every_load_is_run_on_every_target_in_turns(measured: tuple[Report, Path]) -> None:
     report, _ = measured
     assert report.finished is not None
-    assert len(report.runs) == 2 * 2 * 2 * 2
+    assert len(report.runs) == 2 * 2 * 2
     assert [run.target for run in report.runs[:4]] == ["plain", "0.2", "plain", "0.2"]
-    assert [run.target for run in report.runs[8:12]] == ["0.2", "plain", "0.2", "plain"]
+    assert [run.target for run in report.runs[4:8]] == ["0.2", "plain", "0.2", "plain"]
     assert all(answer.status == "ok" for run in report.runs for answer in run.answers)
 
 
 def test_what_was_measured_is_what_the_server_did(measured: tuple[Report, Path]) -> None:
     report, _ = measured
     alone = {run.target: run for run in report.runs if run.load.label == "c=1"}
-    assert alone["plain"].figures["ttft_s"]["p50"] == pytest.approx(0.1, abs=0.04)
-    assert alone["0.2"].figures["ttft_s"]["p50"] == pytest.approx(0.02, abs=0.04)
+    assert alone["plain"].figures["ttft_s"]["min"] >= 0.1
+    assert 0.02 <= alone["0.2"].figures["ttft_s"]["min"] < 0.1
     blocks = alone["plain"].figures["server"]["kv_blocks_per_request"]
     assert blocks == pytest.approx(BLOCKS_EACH)
 

@@ -42,7 +42,7 @@ def test_a_clip_has_the_shape_that_was_asked_for() -> None:
 
 
 def test_a_silent_clip_has_no_sound_track() -> None:
-    with av.open(io.BytesIO(make_clip(ClipShape(1, 56, 56, 4, sound=False), 1))) as file:
+    with av.open(io.BytesIO(make_clip(ClipShape(1, 56, 56, 4, sound=False), 1)), "r") as file:
         assert not file.streams.audio
 
 

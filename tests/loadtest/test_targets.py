@@ -76,14 +76,14 @@ def test_sequences_are_long_enough_for_the_longest_clip() -> None:
 def test_defaults_are_a_small_comparison() -> None:
     setup = Setup.read(parsed())
     assert [target.name for target in setup.targets] == ["stock", "none", "0.2", "0.05"]
-    assert [load.label for load in setup.plan.loads] == ["c=1", "c=4"]
+    assert [load.label for load in setup.plan.loads] == ["c=1", "c=2"]
     assert setup.baseline == "stock"
     assert set(setup.plan.scenarios) == {"unique"}
 
 
 def test_a_closed_loop_has_at_least_twice_its_concurrency() -> None:
     plan = Setup.read(parsed("--concurrency", "1", "8")).plan
-    assert [plan.count(load) for load in plan.loads] == [4, 16]
+    assert [plan.count(load) for load in plan.loads] == [3, 16]
 
 
 def test_rates_take_the_place_of_the_default_loops() -> None:

@@ -118,11 +118,3 @@ def merged(under: Object, over: Object) -> Object:
         nested = isinstance(value, dict) and isinstance(below, dict)
         result[name] = merged(below, value) if nested else value  # type: ignore[arg-type]
     return result
-
-
-def has_gateway_command() -> bool:
-    """Whether `ep-serve gateway` exists in this checkout."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ep_serve", "gateway", "--help"], capture_output=True, check=False
-    )
-    return done.returncode == 0

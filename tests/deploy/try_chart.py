@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +27,7 @@ import yaml
 
 from tests.deploy.chart import CHART, NAME, Object, Rendered, merged, render
 from tests.deploy.dockerfile import parse
+from tests.deploy.load import Load
 from tests.deploy.sandbox import Mount, Sandbox, reason_against
 
 GATEWAY_PORT = 8080
@@ -38,9 +37,6 @@ CHANGES: Object = {
     "gateway": {"service": {"port": GATEWAY_PORT}, "settings": {"drain": {"delay_s": 3}}},
     "models": {"demo": {"drain": {"preStopSeconds": 2}}},
 }
-CLIENTS = 4
-SHORT, LONG = 48, 1_500
-"""Tokens of an answer: one that is soon over, one that outlasts the wait before SIGTERM."""
 
 
 class TrialError(Exception):
@@ -251,17 +247,21 @@ def run(trial: Trial) -> None:
     for process in (engine, gateway):
         step(f"the {process.spec['name']} is alive", alive(process))
 
-    load = Load(gateway)
+    load = load_on(gateway)
     load.go_on_while_ready(lambda: end_gateway(gateway, trial, load, step))
     step(f"gateway ended under load: {load.outcome}", load.nothing_lost)
     gateway = start_gateway(trial)
     gateway.wait_until("readinessProbe")
     step("gateway started again, with what it had stored")
     grace = trial.rendered.pod("engine-demo")["terminationGracePeriodSeconds"]
-    load = Load(gateway)
+    load = load_on(gateway)
     load.ask_once(lambda: step(f"engine ended in {engine.terminate(grace, load.note):.1f} s"))
     step(f"engine ended under load: {load.outcome}", load.nothing_lost)
     gateway.terminate(30)
+
+
+def load_on(gateway: Process) -> Load:
+    return Load(gateway.address, GATEWAY_PORT, lambda: gateway.get("/ready")[0] == 200)
 
 
 def start_gateway(trial: Trial) -> Process:
@@ -284,106 +284,6 @@ def end_gateway(gateway: Process, trial: Trial, load: Load, step: Steps) -> None
 
 def alive(process: Process) -> bool:
     return process.get(process.spec["livenessProbe"]["httpGet"]["path"])[0] == 200
-
-
-@dataclass
-class Outcome:
-    """Streams that came to their end, and those that did not."""
-
-    complete: int = 0
-    running_at_signal: int = 0
-    reasons: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        lost = f"{len(self.reasons)} lost {self.reasons or ''}".strip()
-        return f"{self.running_at_signal} ran at SIGTERM, {self.complete} complete, {lost}"
-
-
-class Load:
-    """Clients that stream answers from a gateway."""
-
-    def __init__(self, gateway: Process) -> None:
-        self.outcome = Outcome()
-        self._gateway = gateway
-        self._began = threading.Semaphore(0)
-        self._lock = threading.Lock()
-        self._running = 0
-
-    @property
-    def nothing_lost(self) -> bool:
-        """Every stream is complete, and some had to be finished after SIGTERM."""
-        return not self.outcome.reasons and self.outcome.running_at_signal > 0
-
-    def note(self) -> None:
-        """SIGTERM comes now."""
-        self.outcome.running_at_signal = self._running
-
-    def go_on_while_ready(self, action: Callable[[], None]) -> None:
-        """Half of the clients ask for short answers until readiness turns; then the action."""
-        self._run(action, lambda: self._gateway.get("/ready")[0] == 200, (SHORT, LONG))
-
-    def ask_once(self, action: Callable[[], None]) -> None:
-        """Each client asks for one long answer; the action comes when all have begun."""
-        self._run(action, lambda: False, (LONG,))
-
-    def _run(
-        self, action: Callable[[], None], again: Callable[[], bool], lengths: tuple[int, ...]
-    ) -> None:
-        with ThreadPoolExecutor(CLIENTS) as pool:
-            clients: list[Future[None]] = [
-                pool.submit(self._client, again, lengths[number % len(lengths)])
-                for number in range(CLIENTS)
-            ]
-            for _ in range(CLIENTS):
-                self._began.acquire(timeout=60)
-            action()
-            for client in clients:
-                client.result()
-
-    def _client(self, again: Callable[[], bool], tokens: int) -> None:
-        while True:
-            try:
-                self._stream(tokens)
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                self.outcome.reasons.append(f"{type(error).__name__}: {error}")
-            else:
-                with self._lock:
-                    self.outcome.complete += 1
-            if not again():
-                return
-
-    def _stream(self, tokens: int) -> None:
-        """Ask for an answer and read it to its end.
-
-        Raises:
-            ValueError: it is refused, cut short, or holds an error.
-        """
-        body = {
-            "model": "demo",
-            "messages": [{"role": "user", "content": "Count."}],
-            "max_tokens": tokens,
-            "ignore_eos": True,
-            "stream": True,
-        }
-        connection = http.client.HTTPConnection(self._gateway.address, GATEWAY_PORT, timeout=120)
-        headers = {"content-type": "application/json"}
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-        answer = connection.getresponse()
-        self._began.release()
-        if answer.status != 200:
-            raise ValueError(f"status {answer.status}: {answer.read()[:200]!r}")
-        with self._lock:
-            self._running += 1
-        try:
-            events = [line[5:].strip() for line in answer if line.startswith(b"data:")]
-        finally:
-            connection.close()
-            with self._lock:
-                self._running -= 1
-        if not events or events[-1] != b"[DONE]":
-            raise ValueError(f"the stream ended with {events[-1:]!r}")
-        if any(b'"error"' in event for event in events):
-            raise ValueError("the stream holds an error")
 
 
 class Steps:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
+import http
+import http.client
 import os
 import shutil
 import sys
@@ -24,6 +26,7 @@ DESCRIPTION = "Bring a checkpoint to a folder."
 CHUNK = 1 << 20
 IDLE_SECONDS = 60.0
 RETRIES = 5
+NOTHING_LEFT = http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
 
 
 def main() -> int:
@@ -39,11 +42,8 @@ def main() -> int:
             print(f"{folder} is there already")
             return 0
         partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        token = os.environ.get("HF_TOKEN", "")
         try:
-            fetch(arguments.source, partial, token)
+            fetch(arguments.source, partial, os.environ.get("HF_TOKEN", ""))
             found = digest(partial)
         except (OSError, tarfile.TarError, ValueError) as error:
             print(f"{arguments.source}: {error}", file=sys.stderr)
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def fetch(source: str, folder: Path, token: str) -> None:
-    """Fill a folder from a source."""
+    """Fill a folder from a source, going on where an earlier attempt ended."""
     if source.startswith("hf://"):
         from huggingface_hub import snapshot_download
 
@@ -70,12 +70,13 @@ def fetch(source: str, folder: Path, token: str) -> None:
         shutil.rmtree(folder / ".cache", ignore_errors=True)  # notes of the library
         return
     archive = folder.with_suffix(".tar")
+    download(source, archive, token)
+    shutil.rmtree(folder, ignore_errors=True)
     try:
-        download(source, archive, token)
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")  # nothing outside the folder, no devices
     finally:
-        archive.unlink(missing_ok=True)
+        archive.unlink()
 
 
 def download(url: str, file: Path, token: str) -> None:
@@ -88,21 +89,31 @@ def download(url: str, file: Path, token: str) -> None:
             request.add_unredirected_header("Authorization", f"Bearer {token}")
         try:
             with urllib.request.urlopen(request, timeout=IDLE_SECONDS) as answer:
-                expected = answer.headers.get("Content-Length")
-                resumed = answer.status == 206
-                written = 0
-                with file.open("ab" if resumed else "wb") as out:
-                    while piece := answer.read(CHUNK):
-                        written += out.write(piece)
-            if expected is None or written == int(expected):
-                return
-            raise OSError(f"the connection ended after {written} of {expected} bytes")
+                save(answer, file)
+            return
         except OSError as error:
-            code = getattr(error, "code", 500)
-            if attempt == RETRIES or 400 <= code < 500:
+            code = getattr(error, "code", None)
+            if have and code == NOTHING_LEFT:
+                return
+            if attempt == RETRIES or (code is not None and 400 <= code < 500):
                 raise
             print(f"{url}: {error}; trying again", file=sys.stderr)
             time.sleep(2**attempt)
+
+
+def save(answer: http.client.HTTPResponse, file: Path) -> None:
+    """Write what comes, behind what is there if the server continues.
+
+    Raises:
+        OSError: the connection ended too early.
+    """
+    expected = answer.headers.get("Content-Length")
+    written = 0
+    with file.open("ab" if answer.status == http.HTTPStatus.PARTIAL_CONTENT else "wb") as out:
+        while piece := answer.read(CHUNK):
+            written += out.write(piece)
+    if expected is not None and written < int(expected):
+        raise OSError(f"the connection ended after {written} of {expected} bytes")
 
 
 def digest(folder: Path) -> str:

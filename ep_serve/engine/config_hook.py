@@ -76,9 +76,10 @@ def _check_sieve(settings: Settings) -> None:
 def _patch_openai_server() -> None:
     """Only where a server is being started: scripts have no use for it, and the import is slow."""
     if "vllm.entrypoints.launchers.api_server.entry" in sys.modules:
-        from ep_serve.engine import openai_patch
+        from ep_serve.engine import drain, openai_patch
 
         openai_patch.install()
+        drain.install()
 
 
 def _refuse_drafters(vllm_config: VllmConfig) -> None:

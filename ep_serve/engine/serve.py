@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SHUTDOWN_SECONDS = 30
-"""Running streams may finish for this long after SIGTERM."""
+"""Running streams have this long to finish after SIGTERM; see `drain.py`."""
 
 GRACE_SECONDS = 5
 """Connections are closed this long after the engine has stopped."""
+
+DRAIN_MIDDLEWARE = "ep_serve.engine.drain.DrainMiddleware"
 
 CPU_KV_CACHE_BYTES = 2 << 30
 """KV cache on a CPU, where vLLM would otherwise take most of the machine's memory."""
@@ -74,9 +76,10 @@ def serve(arguments: argparse.Namespace, forwarded: Sequence[str]) -> int:
             "additional_config",
             {ADDITIONAL_CONFIG_KEY: {**given.get(ADDITIONAL_CONFIG_KEY, {}), **own}},
         )
+    args.middleware = [*args.middleware, DRAIN_MIDDLEWARE]
     configure_logging_from_args(args)
-    # When the engine has stopped nothing more can come: a stream that still waits would hold the
-    # process for ever, because vLLM leaves uvicorn's own limit unset.
+    # When the engine has stopped nothing more can come: a client that does not read its last bytes
+    # would hold the process for ever, because vLLM leaves uvicorn's own limit unset.
     vllm_serve.run_server = partial(vllm_serve.run_server, timeout_graceful_shutdown=GRACE_SECONDS)
     command = vllm_serve.ServeSubcommand()
     command.validate(args)

@@ -30,17 +30,21 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def server(embedded: Path, tmp_path: Path) -> Iterator[ServerProcess]:
-    with ServerProcess(embedded, OPTIONS, log=tmp_path / "log") as process:
+def server(
+    embedded: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[ServerProcess]:
+    options = (*OPTIONS, *getattr(request, "param", ()))
+    with ServerProcess(embedded, options, log=tmp_path / "log") as process:
         yield process
 
 
-def test_sigterm_lets_a_running_stream_finish(server: ServerProcess) -> None:
+def stop_in_mid_stream(server: ServerProcess, max_tokens: int) -> list[str]:
+    """Send SIGTERM when a stream has begun; all its events."""
     client = Client(server)
     body = {
         "model": "golden",
         "messages": user(text("Hello")),
-        "max_tokens": 400,
+        "max_tokens": max_tokens,
         "ignore_eos": True,
         "stream": True,
     }
@@ -49,12 +53,30 @@ def test_sigterm_lets_a_running_stream_finish(server: ServerProcess) -> None:
         lines = response.iter_lines()
         next(lines)
         os.kill(server.pid, signal.SIGTERM)
+        while httpx.get(f"{client.root}/health").status_code != 503:
+            time.sleep(0.05)
+        late = httpx.post(url, json=body)
         events = [line.removeprefix("data: ") for line in lines if line]
-    assert events[-1] == "[DONE]"
-    assert json.loads(events[-2])["choices"][0]["finish_reason"] == "length"
+    assert late.status_code == 503
+    assert late.json()["error"]["message"].startswith("The server is stopping")
     began = time.monotonic()
     assert server.wait() == 0
     assert time.monotonic() - began < 30
+    return events
+
+
+@pytest.mark.parametrize("server", [("--shutdown-timeout", "120")], indirect=True)
+def test_sigterm_lets_a_running_stream_finish(server: ServerProcess) -> None:
+    events = stop_in_mid_stream(server, max_tokens=1000)
+    assert events[-1] == "[DONE]"
+    assert json.loads(events[-2])["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("server", [("--shutdown-timeout", "1")], indirect=True)
+def test_a_stream_that_runs_for_too_long_is_told_that_it_was_aborted(server: ServerProcess) -> None:
+    events = stop_in_mid_stream(server, max_tokens=1500)
+    assert events[-1] == "[DONE]"
+    assert json.loads(events[-2])["choices"][0]["finish_reason"] == "abort"
 
 
 def test_one_command_starts_an_engine_and_the_gateway(embedded: Path, tmp_path: Path) -> None:

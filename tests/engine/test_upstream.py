@@ -6,6 +6,7 @@ import inspect
 
 import vllm
 from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
+from vllm.entrypoints.launchers import launcher
 from vllm.entrypoints.openai.chat_completion import protocol, serving
 from vllm.entrypoints.serve.engine.protocol import UsageInfo
 from vllm.model_executor.models.interfaces import SupportsMultiModalPruning
@@ -14,10 +15,11 @@ from vllm.model_executor.models.qwen2_5_omni_thinker import (
 )
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.renderers import chat_utils, online_renderer
+from vllm.v1.engine import async_llm
 from vllm.v1.worker import cpu_model_runner, gpu_model_runner
 from vllm.v1.worker.gpu.model_states import mm_pruning
 
-from ep_serve.engine import media_io, openai_patch
+from ep_serve.engine import drain, media_io, openai_patch
 from ep_serve.engine.item import MODALITY
 
 
@@ -105,3 +107,15 @@ def test_both_runners_ask_the_model_for_positions() -> None:
 def test_the_towers_are_run_through_the_stock_model() -> None:
     assert parameters(Stock._process_video_input) == ["self", "video_input"]
     assert parameters(Stock._process_audio_input) == ["self", "audio_input"]
+
+
+def test_a_server_that_stops_shuts_its_engine_down_from_a_thread() -> None:
+    assert parameters(drain._original_shutdown) == ["self", "timeout"]
+    source = inspect.getsource(launcher.serve_http)
+    assert "None, partial(engine_client.shutdown, timeout=timeout)" in source
+    drain.install()
+    drain.install()
+    assert async_llm.AsyncLLM.shutdown is drain._shutdown
+    assert drain._original_shutdown is not drain._shutdown
+    for name in ("abort", "errored", "get_num_unfinished_requests"):
+        assert hasattr(async_llm.AsyncLLM, name)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from loadtest.monitor import LATE
 from loadtest.records import Answer, Novelty, Run, Sample
 
 PERCENTILES = (50, 90, 95, 99)
@@ -138,6 +139,7 @@ def server(run: Run) -> dict[str, float | None]:
         "media_cache_hits": _counter(run, "ep_serve_media_cache_hits_total"),
         "media_cache_misses": _counter(run, "ep_serve_media_cache_misses_total"),
         "tower_cache_bytes_peak": max(_known(run.samples, "tower_cache_bytes"), default=None),
+        "event_loop_late_share": _late_share(run),
         "memory_bytes_peak": max(_known(run.samples, "memory_bytes"), default=None),
         "memory_bytes_mean": _mean(_known(run.samples, "memory_bytes")),
     }
@@ -206,6 +208,13 @@ def _counter(run: Run, name: str) -> float:
 def _share(run: Run, name: str) -> float | None:
     queries = _counter(run, f"{name}_queries_total")
     return _counter(run, f"{name}_hits_total") / queries if queries else None
+
+
+def _late_share(run: Run) -> float | None:
+    """How often something due in the API process had to wait for over 50 ms."""
+    count = _counter(run, f"{LATE}_count")
+    in_time = _counter(run, f'{LATE}_bucket{{le="0.05"}}')
+    return 1 - in_time / count if count else None
 
 
 def _known(samples: Sequence[Sample], name: str) -> list[float]:

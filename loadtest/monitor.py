@@ -24,6 +24,8 @@ INTERVAL_S = 0.5
 SHORTEST_S = 0.05
 READ_S = 5.0
 LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+LATE = "ep_serve_event_loop_late_seconds"
+"""The one histogram whose buckets are kept, because what counts is how often it is long."""
 IDLE_LABELS = re.compile(r'(?:^|,)(?:engine|model_name|engine_index)="[^"]*"')
 """Labels over which series are summed: one server may run several engines."""
 
@@ -31,11 +33,11 @@ IDLE_LABELS = re.compile(r'(?:^|,)(?:engine|model_name|engine_index)="[^"]*"')
 def parse(text: str) -> dict[str, float]:
     """Prometheus text as {series: value}; what differs only in its engine is summed.
 
-    Buckets of histograms and creation times are left out.
+    Buckets of histograms and creation times are left out, but for those of `LATE`.
     """
     series: dict[str, float] = {}
     for name, labels, value in LINE.findall(text):
-        if name.endswith(("_bucket", "_created")):
+        if name.endswith(("_bucket", "_created")) and name != f"{LATE}_bucket":
             continue
         kept = IDLE_LABELS.sub("", labels).strip(",")
         key = f"{name}{{{kept}}}" if kept else name
@@ -56,7 +58,7 @@ def growth(before: dict[str, float], after: dict[str, float]) -> dict[str, float
     grown = {
         name: value - before.get(name, 0.0)
         for name, value in after.items()
-        if re.search(r"_(total|sum|count)(\{|$)", name)
+        if re.search(r"_(total|sum|count|bucket)(\{|$)", name)
     }
     return {name: value for name, value in grown.items() if value > 0}
 

@@ -16,6 +16,7 @@ from loadtest.records import Report, Run
 DPI = 110
 GIB = 2**30
 ORDER = (
+    *("fetch", "decode", "features", "layout", "item"),
     *("before the queue", "rest before the queue", "queue"),
     *("towers", "refiner", "selection", "prefill", "until first token", "generation"),
 )

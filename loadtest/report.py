@@ -131,7 +131,7 @@ def _server(report: Report) -> Table:
         "requests that fit",
     ]
     heads += ["running peak", "waiting peak", "preemptions", "prefix hits, %", "tower hits"]
-    heads += ["misses", "memory peak, MiB"]
+    heads += ["misses", "event loop > 50 ms late, %", "memory peak, MiB"]
     rows = []
     for run in report.runs:
         s = run.figures["server"]
@@ -142,6 +142,7 @@ def _server(report: Report) -> Table:
         row += [_number(s[name], 0) for name in ("running_peak", "waiting_peak", "preemptions")]
         row += [_scaled(s["prefix_cache_hit_share"], 100)]
         row += [_number(s[name], 0) for name in ("tower_cache_hits", "tower_cache_misses")]
+        row += [_scaled(s["event_loop_late_share"], 100)]
         row += [_scaled(s["memory_bytes_peak"], 1 / MIB, 0)]
         rows.append(row)
     return "What the server says", heads, rows

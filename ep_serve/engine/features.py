@@ -21,6 +21,7 @@ from vllm.multimodal.audio import AudioResampler
 
 from ep_serve import media
 from ep_serve.engine.medium import DecodedMedium, EncodedMedium, Medium
+from ep_serve.engine.metrics import metrics
 from ep_serve.layout import Audio, Image, Video, audio_token_count
 from ep_serve.layout import Medium as Shape
 
@@ -162,15 +163,23 @@ class MediaProcessor:
                 parameter="messages",
             )
         try:
-            if medium.modality == "video":
-                return self._video(key, self._clip(medium, options), options)
-            if medium.modality == "audio":
-                return self._sound(key, self._waveform(medium))
-            return self._image(key, self._picture(medium), options)
+            with metrics().timed("decode"):
+                decoded = self._decoded(medium, options)
+            with metrics().timed("features"):
+                if isinstance(decoded, media.Clip):
+                    return self._video(key, decoded, options)
+                if medium.modality == "audio":
+                    return self._sound(key, decoded)
+                return self._image(key, decoded, options)
         except media.MediaError as error:
             raise VLLMValidationError(str(error), parameter=f"{medium.modality}_url") from None
 
     # -- decoding ------------------------------------------------------------------------------
+
+    def _decoded(self, medium: Medium, options: MediaOptions) -> media.Clip | np.ndarray:
+        if medium.modality == "video":
+            return self._clip(medium, options)
+        return self._waveform(medium) if medium.modality == "audio" else self._picture(medium)
 
     def _clip(self, medium: Medium, options: MediaOptions) -> media.Clip:
         if isinstance(medium, DecodedMedium):

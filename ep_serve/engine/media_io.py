@@ -33,6 +33,7 @@ from vllm.multimodal.parse import (
 
 from ep_serve.engine.features import prepare
 from ep_serve.engine.medium import DecodedMedium, EncodedMedium, Medium, Modality
+from ep_serve.engine.metrics import metrics
 from ep_serve.engine.settings import OPTIONS_KEY, MediaOptions
 
 CONNECTOR = "ep_serve"
@@ -103,9 +104,10 @@ class EncodedMediaConnector(MediaConnector):
 
     async def _fetch_async(self, modality: Modality, url: str) -> EncodedMedium:
         try:
-            medium = await self.load_from_url_async(
-                url, EncodedIO(modality), fetch_timeout=_timeout(modality)
-            )
+            with metrics().timed("fetch"):
+                medium = await self.load_from_url_async(
+                    url, EncodedIO(modality), fetch_timeout=_timeout(modality)
+                )
         except Exception as error:
             raise _fetch_error(modality, error) from error
         if (options := self.media_io_kwargs.get(OPTIONS_KEY)) is not None:

@@ -6,21 +6,28 @@ stage, kind of file).
 
 from __future__ import annotations
 
+import time
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from ep_serve.engine.statistics import STAGES
+from ep_serve.engine.statistics import STAGES as WORKER_STAGES
 from ep_serve.media import decodes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from ep_serve.engine.features import MediaProcessor
     from ep_serve.engine.processor import Reduction
 
 DECODE_KINDS: tuple[Literal["video", "audio", "image"], ...] = ("video", "audio", "image")
+Stage = Literal["fetch", "decode", "features", "layout", "item"]
+STAGES: tuple[Stage, ...] = ("fetch", "decode", "features", "layout", "item")
+"""What the API process does with a request, in this order; the worker's stages follow."""
+
+LATE_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 KEEP_RATIO_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 1.0)
 
 
@@ -44,7 +51,12 @@ class Metrics:
             buckets=KEEP_RATIO_BUCKETS,
         )
         self.stage_seconds = Counter(
-            "ep_serve_stage_seconds", "Time in towers, refiner and selection.", ["stage"]
+            "ep_serve_stage_seconds", "Time spent on requests with media.", ["stage"]
+        )
+        self.loop_late = Histogram(
+            "ep_serve_event_loop_late_seconds",
+            "How late the API process's event loop runs what is due.",
+            buckets=LATE_BUCKETS,
         )
         self.tower_hits = Counter(
             "ep_serve_tower_cache_hits", "Tower outputs found in the worker's memory."
@@ -69,9 +81,18 @@ class Metrics:
         for kind in DECODE_KINDS:
             for series in (self.full, self.kept, self.decodes):
                 series.labels(kind)
-        for stage in STAGES:
+        for stage in (*STAGES, *WORKER_STAGES):
             self.stage_seconds.labels(stage)
         self._seen: dict[tuple[str, str], float] = {}
+
+    @contextmanager
+    def timed(self, stage: Stage) -> Iterator[None]:
+        """Add the time spent inside to a stage, whether it goes well or not."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stage_seconds.labels(stage).inc(time.perf_counter() - began)
 
     def request(self, reduction: Reduction) -> None:
         """Count one request with media, as it is admitted."""

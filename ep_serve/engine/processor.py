@@ -154,8 +154,9 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
         media = self._media_in_prompt_order(inputs)
         keys = [self.media.key(medium, content_id, options) for medium, content_id in media]
         given = [(medium, key, options) for (medium, _), key in zip(media, keys, strict=True)]
-        with timing_ctx.record("layout"):
+        with timing_ctx.record("media"):
             shapes = [self.media.shape(*medium) for medium in given]
+        with timing_ctx.record("layout"), metrics().timed("layout"):
             layout = build_layout(inputs.prompt, shapes, self.info.tokens)
             span = self._plan(layout, options.ask)
         key = self._item_key(span, options.ask, keys)
@@ -164,8 +165,9 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
         else:
             with timing_ctx.record("media"):
                 features = [self.media.features(*medium) for medium in given]
-            fresh = pack(key, span, options.ask, features, self.info.ctx.model_config.dtype)
-            item = fresh if inputs.cache is None else _update(inputs.cache, key, fresh)
+            with timing_ctx.record("item"), metrics().timed("item"):
+                fresh = pack(key, span, options.ask, features, self.info.ctx.model_config.dtype)
+                item = fresh if inputs.cache is None else _update(inputs.cache, key, fresh)
         reduction = _describe(key, layout, span, options.ask)
         metrics().request(reduction)
         metrics().media(self.media)

@@ -12,6 +12,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from ep_serve.engine import event_loop
 from ep_serve.engine.metrics import metrics
 from ep_serve.engine.worker_api import REPORT_METHOD
 
@@ -38,6 +39,7 @@ class Reporter:
         self._engine = engine_client
         self._asked = 0.0
         self._task: asyncio.Task[Any] | None = None
+        self._watch = asyncio.get_running_loop().create_task(event_loop.watch())
 
     async def usage(self, reduction: Reduction) -> dict[str, Any]:
         """The `usage.reduction` object of a request whose prompt has been processed."""

@@ -94,6 +94,13 @@ def test_stages_add_up_to_the_whole_request() -> None:
     assert found["before the queue"] == pytest.approx(1.0 - 0.1 - 0.6)
 
 
+def test_late_moments_of_the_event_loop_are_counted() -> None:
+    name = "ep_serve_event_loop_late_seconds"
+    counters = {f"{name}_count": 200.0, f'{name}_bucket{{le="0.05"}}': 198.0}
+    found = run(answers=[whole(1)], counters=counters).figures["server"]
+    assert found["event_loop_late_share"] == pytest.approx(0.01)
+
+
 def test_answers_are_told_apart_by_what_they_repeat() -> None:
     again = whole(0.5).model_copy(update={"novelty": "known clip"})
     found = figures(run(answers=[whole(1.0), again]), ServiceLevel())["by_novelty"]

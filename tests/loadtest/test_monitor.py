@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.driver import Driver, Recording
-from loadtest.monitor import Monitor, cache_size, growth, memory_of, parse
+from loadtest.monitor import LATE, Monitor, cache_size, growth, memory_of, parse
 from tests.loadtest.mock_server import BLOCKS_EACH, MockServer
 from tests.loadtest.requests import requests
 
@@ -81,6 +81,13 @@ def watch(mock: MockServer, count: int) -> Monitor:
 
     asyncio.run(load())
     return monitor
+
+
+def test_only_the_event_loop_keeps_its_buckets() -> None:
+    line = '{name}_bucket{{le="0.05"}} 3\n'
+    text = "".join(line.format(name=name) for name in (LATE, "vllm:e2e_request_latency_seconds"))
+    assert parse(text) == {f'{LATE}_bucket{{le="0.05"}}': 3}
+    assert growth({}, parse(text)) == parse(text)
 
 
 def test_short_answers_do_not_slip_through(mock: MockServer) -> None:

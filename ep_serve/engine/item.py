@@ -65,6 +65,8 @@ class FusedItem:
     """(3, L) rotary positions, those of the full prompt."""
     ask: Ask
     """How much to keep, for the sieve's plan."""
+    return_selection: bool
+    """Somebody wants to know which tokens survive."""
     keep: int
     """AV tokens that the plan keeps."""
     start: int
@@ -151,7 +153,13 @@ def cover(layout: Layout, keep: int, *, whole: bool) -> Span:
 
 
 def pack(
-    key: bytes, span: Span, ask: Ask, features: Sequence[MediumFeatures], dtype: torch.dtype
+    key: bytes,
+    span: Span,
+    ask: Ask,
+    features: Sequence[MediumFeatures],
+    dtype: torch.dtype,
+    *,
+    return_selection: bool = False,
 ) -> MultiModalKwargsItem:
     """Build the item that vLLM sends to the worker."""
     layout = span.layout
@@ -167,6 +175,7 @@ def pack(
             [_number(n) for n in (ask.keep_ratio, ask.rho_audio, ask.rho_video)],
             dtype=torch.float64,
         ),
+        "return_selection": torch.tensor(return_selection),
         "span": torch.tensor([span.keep, span.start, span.after, span.tail, span.delta]),
         "vision_keys": _bytes_tensor([f.key for f in vision]),
         "vision_grids": torch.tensor([f.grid_thw for f in vision]).reshape(-1, 3),
@@ -219,6 +228,7 @@ def _unpack_one(fields: dict[str, Any]) -> FusedItem:
         media=fields["media"],
         positions=fields["positions"],
         ask=Ask(*(None if math.isnan(n) else n for n in fields["ask"].tolist())),
+        return_selection=bool(fields["return_selection"]),
         keep=keep,
         start=start,
         after=after,

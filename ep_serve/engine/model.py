@@ -34,6 +34,7 @@ from ep_serve.engine.processor import (
 )
 from ep_serve.engine.refiner import Refiner
 from ep_serve.engine.rotary import SyncRotaryEmbedding
+from ep_serve.engine.selection_report import PoolRecord
 from ep_serve.engine.settings import Settings
 from ep_serve.engine.statistics import WorkerStatistics
 from ep_serve.engine.towers import ItemOutputs, TowerCache, Towers
@@ -175,6 +176,9 @@ class Qwen2_5OmniReducedForConditionalGeneration(  # noqa: N801  beside the offi
         survivors = av[selection.indices]
         full = {kind: int((item.kinds == kind).sum()) for kind in AV_KINDS}
         self.statistics.record_item(item.key, full, kinds[selection.indices])
+        if item.return_selection:
+            record = PoolRecord(kinds, pool.media, selection.indices, selection.scores)
+            self.statistics.record_selection(item.key, record)
         if selection.hidden is not None:
             hidden[survivors] = selection.hidden
         keep = (item.kinds == Kind.TEXT).to(device)
@@ -191,6 +195,7 @@ class Qwen2_5OmniReducedForConditionalGeneration(  # noqa: N801  beside the offi
         return Selection(
             indices=group.broadcast(selection.indices, src=0),
             hidden=None if hidden is None else group.broadcast(hidden.contiguous(), src=0),
+            scores=selection.scores,
         )
 
     # -- positions ------------------------------------------------------------------------------

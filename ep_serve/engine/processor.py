@@ -8,7 +8,7 @@ placeholder that is exactly as long as the reduced prompt.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,6 +33,7 @@ from ep_serve.engine.settings import MediaOptions, Settings
 from ep_serve.layout import (
     Layout,
     MediaTokens,
+    Medium,
     PlaceholderError,
     Video,
     build_layout,
@@ -64,6 +65,8 @@ class Reduction:
     full_length: int
     kept: int
     """AV tokens after reduction."""
+    shapes: list[Medium] | None = None
+    """The media of the prompt, where the selection is to be told."""
 
     @property
     def reduced_length(self) -> int:
@@ -159,16 +162,25 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
         with timing_ctx.record("layout"), metrics().timed("layout"):
             layout = build_layout(inputs.prompt, shapes, self.info.tokens)
             span = self._plan(layout, options.ask)
-        key = self._item_key(span, options.ask, keys)
+        key = self._item_key(span, options, keys)
         if inputs.cache is not None and inputs.cache.is_cached_item(key.hex()):
             item = _update(inputs.cache, key, None)
         else:
             with timing_ctx.record("media"):
                 features = [self.media.features(*medium) for medium in given]
             with timing_ctx.record("item"), metrics().timed("item"):
-                fresh = pack(key, span, options.ask, features, self.info.ctx.model_config.dtype)
+                fresh = pack(
+                    key,
+                    span,
+                    options.ask,
+                    features,
+                    self.info.ctx.model_config.dtype,
+                    return_selection=options.return_selection,
+                )
                 item = fresh if inputs.cache is None else _update(inputs.cache, key, fresh)
         reduction = _describe(key, layout, span, options.ask)
+        if options.return_selection:
+            reduction = replace(reduction, shapes=shapes)
         metrics().request(reduction)
         metrics().media(self.media)
         return _reduced_input(reduction, span, item)
@@ -218,15 +230,18 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
             )
         return span
 
-    def _item_key(self, span: Span, ask: Ask, keys: list[bytes]) -> bytes:
+    def _item_key(self, span: Span, options: MediaOptions, keys: list[bytes]) -> bytes:
         """Hash of all that the item's embeddings and positions depend on.
 
-        Where the sieve does not read the text, questions about a clip share its item.
+        Where the sieve does not read the text, questions about a clip share its item. One whose
+        selection is to be told is another item: a remembered one has none.
         """
         parts = [
             str(self.info.model_id).encode(),
             self.info.settings.sieve.encode(),
-            repr((ask, span.start, span.after, span.delta)).encode(),
+            repr(
+                (options.ask, options.return_selection, span.start, span.after, span.delta)
+            ).encode(),
             span.layout.token_ids.tobytes(),
             span.layout.positions.tobytes(),
             *keys,

@@ -116,6 +116,8 @@ class RequestOptions(BaseModel):
 
     vLLM's chat parser acts on that name itself: it would add the sound as one more medium.
     """
+    return_selection: bool | None = None
+    """Say in `usage.reduction.selection` which tokens survived."""
 
     @field_validator("keep_ratio", "rho_audio", "rho_video", "fps", mode="before")
     @classmethod
@@ -245,6 +247,7 @@ class Settings(BaseModel):
             min_pixels=low,
             max_pixels=high,
             sound=media.use_audio_in_video if asked.sound is None else asked.sound,
+            return_selection=bool(asked.return_selection),
         )
 
     def _ask(self, asked: RequestOptions) -> Ask:
@@ -273,6 +276,7 @@ class MediaOptions(BaseModel):
     min_pixels: int | None
     max_pixels: int | None
     sound: bool
+    return_selection: bool = False
 
     @property
     def ask(self) -> Ask:
@@ -282,7 +286,7 @@ class MediaOptions(BaseModel):
     @property
     def shaping(self) -> dict[str, object]:
         """The options that a medium's features depend on."""
-        return self.model_dump(exclude={"keep_ratio", "rho_audio", "rho_video"})
+        return self.model_dump(include={"fps", "min_pixels", "max_pixels", "sound"})
 
 
 def parse_request_options(fields: Mapping[str, object]) -> RequestOptions:

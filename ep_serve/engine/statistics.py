@@ -15,12 +15,17 @@ from ep_serve.layout import Kind
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ep_serve.engine.selection_report import PoolRecord
+
 Stage = Literal["towers", "refiner", "selection"]
 STAGES: tuple[Stage, ...] = ("towers", "refiner", "selection")
 MODALITIES = {Kind.VIDEO: "video", Kind.AUDIO: "audio", Kind.IMAGE: "image"}
 
 REMEMBERED_REQUESTS = 65_536
 """Items whose counts are kept, so that a request served from a cache still has its report."""
+
+REMEMBERED_SELECTIONS = 64
+"""Items whose survivors are kept for those who asked for them."""
 
 UNREAD_ITEMS = 4096
 """Items whose counts may wait on the device before they are added up."""
@@ -49,6 +54,7 @@ class WorkerStatistics:
     def __init__(self) -> None:
         self.totals = Snapshot()
         self._kept: OrderedDict[bytes, torch.Tensor | list[int]] = OrderedDict()
+        self._selections: OrderedDict[bytes, PoolRecord] = OrderedDict()
         self._unread: list[tuple[torch.Tensor, dict[str, int]]] = []
         self._events: list[tuple[Stage, torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -79,6 +85,17 @@ class WorkerStatistics:
             self._kept.popitem(last=False)
         if len(self._unread) > UNREAD_ITEMS:  # nobody asks, as in scripts without a server
             self.snapshot()
+
+    def record_selection(self, key: bytes, record: PoolRecord) -> None:
+        """Remember which tokens of an item survived."""
+        self._selections[key] = record
+        self._selections.move_to_end(key)
+        while len(self._selections) > REMEMBERED_SELECTIONS:
+            self._selections.popitem(last=False)
+
+    def selection(self, key: bytes) -> PoolRecord | None:
+        """The survivors of an item; None if nobody asked for them, or it is too long ago."""
+        return self._selections.get(key)
 
     def kept(self, key: bytes) -> dict[str, int] | None:
         """Survivors of an item by modality; None if it is too long ago."""

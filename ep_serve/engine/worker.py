@@ -26,6 +26,12 @@ class ReductionReports:
             "totals": statistics.snapshot().as_dict(),
         }
 
+    def selection_report(self, key: str) -> dict[str, Any] | None:
+        """Which tokens of the item with this key (hex) survived; see `PoolRecord.as_lists`."""
+        statistics: WorkerStatistics = self.model_runner.get_model().statistics
+        record = statistics.selection(bytes.fromhex(key))
+        return None if record is None else record.as_lists()
+
 
 class ReducingCPUWorker(CPUWorker):
     """vLLM's CPU worker, whose V1 runner is told that the model prunes.

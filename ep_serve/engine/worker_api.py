@@ -3,4 +3,5 @@
 from __future__ import annotations
 
 REPORT_METHOD = "reduction_report"
-"""The worker method that the API process calls."""
+SELECTION_METHOD = "selection_report"
+"""The worker methods that the API process calls."""

@@ -66,6 +66,7 @@ class OwnFields(BaseModel):
     min_pixels: int | None = None
     max_pixels: int | None = None
     use_audio_in_video: bool | None = None
+    return_selection: bool | None = None
 
     @field_validator("keep_ratio", "fps", "min_pixels", "max_pixels", mode="before")
     @classmethod

@@ -96,10 +96,12 @@ class Selection:
         indices: (K,) int64 pool indices, ascending, on the pool's device.
         hidden: (K, D) states of the survivors where the sieve changed some, else None: they are
             the pool's.
+        scores: (n,) float32 of the whole pool, where the sieve keeps its highest; for reports.
     """
 
     indices: Tensor
     hidden: Tensor | None = None
+    scores: Tensor | None = None
 
 
 class Sieve(ABC):

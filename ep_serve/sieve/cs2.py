@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ep_serve.sieve.base import Pool, Sieve
+from ep_serve.sieve.base import Plan, Pool, Selection, Sieve
 
 _CHUNK_TOKENS = 4096
 
@@ -57,14 +57,18 @@ class CS2Sieve(Sieve, nn.Module):
         active = activation(first(self.ln(hidden)))
         return F.linear(active.float(), last.weight.float(), last.bias.float()).squeeze(-1)
 
-    def select(self, pool: Pool, k: int) -> Tensor:
-        """Keep the `k` highest raw scores, of equal ones those with the lower index.
+    def reduce(self, pool: Pool, plan: Plan) -> Selection:
+        """Keep the highest raw scores, of equal ones those with the lower index.
 
         The softmax of the paper keeps the order but underflows in float32, so it is left out.
         """
-        pool.check_budget(k)
-        best_first = self.scores(pool.hidden).sort(descending=True, stable=True).indices
-        return best_first[:k].sort().values
+        pool.check_budget(plan.keep)
+        scores = self.scores(pool.hidden)
+        best_first = scores.sort(descending=True, stable=True).indices
+        return Selection(best_first[: plan.keep].sort().values, scores=scores)
+
+    def select(self, pool: Pool, k: int) -> Tensor:
+        return self.reduce(pool, Plan(k)).indices
 
 
 class _RMSNorm(nn.Module):

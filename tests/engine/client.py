@@ -120,15 +120,20 @@ class Client:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum over the series of a metric that carry these labels."""
-        with urllib.request.urlopen(f"{self.root}/metrics", timeout=10) as response:
-            lines = response.read().decode().splitlines()
-        series = (re.fullmatch(r"([\w:]+)(?:\{(.*)\})? (\S+)", line) for line in lines)
-        found = [
-            float(match[3])
-            for match in series
-            if match
-            and match[1] == name
-            and all(f'{key}="{value}"' in (match[2] or "") for key, value in labels.items())
-        ]
-        assert found, f"the server has no series {name} {labels}"
-        return sum(found)
+        return metric(self.root, name, **labels)
+
+
+def metric(root: str, name: str, **labels: str) -> float:
+    """The sum over the series of a metric of the server at `root` that carry these labels."""
+    with urllib.request.urlopen(f"{root}/metrics", timeout=10) as response:
+        lines = response.read().decode().splitlines()
+    series = (re.fullmatch(r"([\w:]+)(?:\{(.*)\})? (\S+)", line) for line in lines)
+    found = [
+        float(match[3])
+        for match in series
+        if match
+        and match[1] == name
+        and all(f'{key}="{value}"' in (match[2] or "") for key, value in labels.items())
+    ]
+    assert found, f"the server has no series {name} {labels}"
+    return sum(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -61,6 +62,26 @@ def test_usage_tells_what_was_kept(server: Client, name: str) -> None:
         "audio": {"full": stats["n_audio"], "kept": stats["kept_audio"]},
         "image": {"full": stats["n_image"], "kept": stats["kept_image"]},
     }
+
+
+def test_the_survivors_are_told_to_those_who_ask(server: Client) -> None:
+    name = "aiv_a_r020"
+    stats = load_case(name)[0]["stats"]
+    for _ in range(2):  # also when the engine remembers the item
+        answer = server.ask(golden_messages(name), **golden_body(name), return_selection=True)
+        media = answer.reduction.pop("selection")
+        video = [m["video"] for m in media if m["type"] == "video"]
+        audio = [m["audio"] for m in media if "audio" in m]
+        assert sum(len(m["kept"]) for m in video) == stats["kept_video"]
+        assert sum(len(m["kept"]) for m in audio) == stats["kept_audio"]
+        assert sum(math.prod(m["grid"]) for m in video) == stats["n_video"]
+        assert [len(m["scores"]) for m in audio] == [m["tokens"] for m in audio]
+        for medium in (*video, *audio):
+            dropped = set(range(len(medium["scores"]))) - set(medium["kept"])
+            if medium["kept"] and dropped:
+                worst = min(medium["scores"][i] for i in medium["kept"])
+                assert worst >= max(medium["scores"][i] for i in dropped)
+    assert answer.reduction == server.ask(golden_messages(name), **golden_body(name)).reduction
 
 
 def test_plain_text_has_no_reduction(server: Client) -> None:

@@ -39,6 +39,7 @@ def test_a_request_overrides_inside_the_bounds() -> None:
         "min_pixels": None,
         "max_pixels": 100_352,
         "sound": False,
+        "return_selection": False,
     }
 
 

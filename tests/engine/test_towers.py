@@ -48,6 +48,7 @@ def item(name: int, grids: list[tuple[int, int, int]], frames: list[int]) -> Fus
         media=torch.empty(0),
         positions=torch.empty(3, 0),
         ask=Ask(1.0),
+        return_selection=False,
         keep=0,
         start=0,
         after=0,

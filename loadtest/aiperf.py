@@ -26,9 +26,20 @@ def write_payloads(path: Path, requests: Iterable[Request]) -> int:
 
 
 def command(
-    payloads: Path, url: str, model: str, load: Load, count: int, seed: int, artifacts: Path
+    payloads: Path,
+    url: str,
+    model: str,
+    load: Load,
+    count: int,
+    seed: int,
+    artifacts: Path,
+    tokenizer: Path | None = None,
 ) -> str:
-    """The command line that sends them in order at this load."""
+    """The command line that sends them in order at this load.
+
+    AIPerf wants a tokenizer even where the server counts the tokens; the one it calls `builtin` is
+    downloaded, so without a network it must be given the folder of one.
+    """
     options = [
         *("--model", model),
         *("--url", url.removesuffix("/v1")),
@@ -40,7 +51,7 @@ def command(
         *("--request-count", str(count)),
         *("--random-seed", str(seed)),
         "--use-server-token-count",
-        *("--tokenizer", "builtin"),
+        *("--tokenizer", str(tokenizer or "builtin")),
         *("--output-artifact-dir", str(artifacts)),
         *_load_options(load),
     ]

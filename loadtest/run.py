@@ -44,7 +44,7 @@ def run(given: argparse.Namespace, words: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     progress = Progress(total=setup.plan.steps(len(setup.targets)))
     if given.generator == "aiperf":
-        return write_aiperf(setup, folder, progress)
+        return write_aiperf(setup, folder, progress, given.checkpoint)
     record = new_report(setup, words)
     campaign = Campaign(setup.plan, record, folder / report.JSON_NAME, progress)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -226,7 +226,7 @@ def _mean(values: list[int]) -> float:
     return sum(values) / len(values)
 
 
-def write_aiperf(setup: Setup, folder: Path, progress: Progress) -> int:
+def write_aiperf(setup: Setup, folder: Path, progress: Progress, tokenizer: Path | None) -> int:
     """Write the requests of the first round and AIPerf's command lines."""
     url = setup.url or "http://localhost:8000/v1"
     model = setup.model or MODEL
@@ -243,7 +243,9 @@ def write_aiperf(setup: Setup, folder: Path, progress: Progress) -> int:
                     requests = prepare(replace(scenario, clip=clip), asks, model, target.fields)
                     count = aiperf.write_payloads(path, requests)
                     artifacts = path.with_suffix("")
-                    command = aiperf.command(path, url, model, load, count, seed, artifacts)
+                    command = aiperf.command(
+                        path, url, model, load, count, seed, artifacts, tokenizer
+                    )
                     lines.append(command)
                     progress.step(f"{path}: {count} requests")
     script = folder / "aiperf.sh"

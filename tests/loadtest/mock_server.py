@@ -131,7 +131,8 @@ class MockServer:
 
     @staticmethod
     async def _send(response: web.StreamResponse, chunk: dict[str, Any]) -> None:
-        await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
+        frame = {"id": "chat", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+        await response.write(f"data: {json.dumps({**frame, **chunk})}\n\n".encode())
 
 
 @contextmanager

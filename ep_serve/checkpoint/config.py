@@ -20,6 +20,10 @@ ARCHITECTURE = "Qwen2_5OmniCompressForConditionalGeneration"
 REDUCED_ARCHITECTURE = "Qwen2_5OmniReducedForConditionalGeneration"
 """What a stock or OmniSIFT checkpoint is served as; it is not in any config.json."""
 
+MEDIA_DEFAULTS = "media_defaults"
+"""Key of config.json that may say how media were processed when the checkpoint was trained, such as
+`{"max_pixels": 7056}`; the server's own options win."""
+
 MODEL_TYPE = "qwen2_5_omni_compress"
 THINKER_MODEL_TYPE = "qwen2_5_omni_compress_thinker"
 STOCK_MODEL_TYPE = "qwen2_5_omni"

@@ -1,10 +1,12 @@
-"""Tokenizer, chat template and processor settings of the embedded checkpoint.
+"""Tokenizer, chat template and processor settings of the embedded checkpoints.
 
-The tokenizer knows the 256 bytes and the special tokens, so every text can be written in it.
+The tokenizer knows the 256 bytes and the special tokens, so every text can be written in it. That
+of the trained checkpoint knows whole words besides.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +76,53 @@ CHAT_TEMPLATE = r"""
 """
 
 
-def write_text_files(directory: Path) -> None:
-    """The tokenizer's files and the chat template."""
+def word_merges(words: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """The merges that make one token of each word, in order: {token: its two parts}.
+
+    A word grows letter by letter from its beginning, so a longer one passes through all its
+    beginnings. Words after a space come first: a text is cut into the longest known words from the
+    left, and a word inside another cannot get in the way.
+    """
+    merges: dict[str, tuple[str, str]] = {}
+    for word in sorted(words, key=lambda word: (not word.startswith(" "), word)):
+        letters = _letters(word)
+        for end in range(2, len(letters) + 1):
+            merges.setdefault(letters[:end], (letters[: end - 1], letters[end - 1]))
+    return merges
+
+
+def _letters(word: str) -> str:
+    """The bytes of a word, each as the character that stands for it."""
+    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return bytes_of.pre_tokenize_str(word)[0][0]
+
+
+def vocabulary_size(words: Sequence[str]) -> int:
+    """Ids of a tokenizer that knows these words."""
+    return len(TOKEN_IDS) + len(word_merges(words))
+
+
+def write_text_files(directory: Path, words: Sequence[str] = ()) -> None:
+    """The tokenizer's files and the chat template.
+
+    Args:
+        directory: Where they go.
+        words: What is one token beside the bytes, " word" or "word"; ids follow the special ones.
+    """
+    merges = word_merges(words)
     vocabulary = {token: TOKEN_IDS[token] for token in BYTES}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    if merges:
+        tokens = [*TOKEN_IDS, *merges]  # ids must have no gaps, so the special ones are in it too
+        vocabulary = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges.values())))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIALS])
     tokenizer.save(str(directory / "tokenizer.json"))
     write_json(directory / "vocab.json", vocabulary)
-    (directory / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges.values())]
+    (directory / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     write_json(directory / "added_tokens.json", {token: TOKEN_IDS[token] for token in SPECIALS})
     write_json(directory / "tokenizer_config.json", _tokenizer_config())
     (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE.lstrip(), encoding="utf-8")
@@ -114,8 +152,10 @@ def _tokenizer_config() -> dict[str, Any]:
     }
 
 
-def write_processor_files(directory: Path) -> None:
-    """Settings of the image, video and audio processors."""
+def write_processor_files(
+    directory: Path, min_pixels: int = MIN_PIXELS, max_pixels: int = MAX_PIXELS
+) -> None:
+    """Settings of the image, video and audio processors, with the bounds of a frame's size."""
     pictures: dict[str, Any] = {
         "do_convert_rgb": True,
         "do_normalize": True,
@@ -123,14 +163,14 @@ def write_processor_files(directory: Path) -> None:
         "do_resize": True,
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "max_pixels": MAX_PIXELS,
+        "max_pixels": max_pixels,
         "merge_size": 2,
-        "min_pixels": MIN_PIXELS,
+        "min_pixels": min_pixels,
         "patch_size": 14,
         "processor_class": "Qwen2_5OmniProcessor",
         "resample": 3,
         "rescale_factor": 1 / 255,
-        "size": {"longest_edge": MAX_PIXELS, "shortest_edge": MIN_PIXELS},
+        "size": {"longest_edge": max_pixels, "shortest_edge": min_pixels},
         "temporal_patch_size": 2,
     }
     sound = {

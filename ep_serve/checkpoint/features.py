@@ -1,0 +1,84 @@
+"""From decoded media to what the towers read, by the checkpoint's own processors.
+
+The engine and the training both come here, so that a model is trained on what it will be served.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+SAMPLE_RATE = 16_000
+TEMPORAL_PATCH = 2
+TOKEN_SIDE = 28
+"""Pixels along the side of one token; frames are resized to multiples of it."""
+
+VIDEO_PIXELS = (128 * 28 * 28, 768 * 28 * 28)
+"""Least and most pixels of a video frame: the defaults of `Qwen2_5OmniProcessorKwargs`, which win
+over the checkpoint's own video processor."""
+
+Bounds = tuple[int, int]
+"""Least and most pixels of a frame or picture."""
+Grid = tuple[int, int, int]
+
+
+def shrunk(height: int, width: int, bounds: Bounds) -> tuple[int, int]:
+    """The size to which a video frame is shrunk while it is decoded; small ones stay."""
+    smaller = smart_resize(height, width, TOKEN_SIDE, *bounds)
+    return smaller if smaller[0] * smaller[1] < height * width else (height, width)
+
+
+def video_patches(
+    video_processor: Any, frames: NDArray[np.uint8], bounds: Bounds
+) -> tuple[torch.Tensor, Grid]:
+    """Patches (n, values) float32 of frames (T, H, W, 3), T even, and their grid."""
+    output = video_processor(
+        videos=[torch.from_numpy(frames).permute(0, 3, 1, 2)],
+        size=_size(bounds),
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+    return _patches(output, "pixel_values_videos", "video_grid_thw")
+
+
+def image_patches(
+    image_processor: Any, pixels: NDArray[np.uint8], bounds: Bounds
+) -> tuple[torch.Tensor, Grid]:
+    """Patches (n, values) float32 of a picture (H, W, 3), and their grid."""
+    output = image_processor(
+        images=[torch.from_numpy(pixels).permute(2, 0, 1)],
+        size=_size(bounds),
+        return_tensors="pt",
+    )
+    return _patches(output, "pixel_values", "image_grid_thw")
+
+
+def log_mel(feature_extractor: Any, waveform: NDArray[np.float32]) -> torch.Tensor:
+    """(bins, ceil(samples / hop)) float32 log-mel spectrum of a sound at 16 kHz.
+
+    The reference pads every sound with zeros to its longest length. Only the zeros that a window
+    can reach matter: one window of them gives the same frames and saves the rest.
+    """
+    hop, window = feature_extractor.hop_length, feature_extractor.n_fft
+    frames = -(-len(waveform) // hop)
+    padded = np.zeros(frames * hop + window, dtype=np.float32)
+    padded[: len(waveform)] = waveform
+    spectrum: torch.Tensor = feature_extractor(
+        padded, sampling_rate=SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt"
+    )["input_features"][0]
+    return spectrum[:, :frames]
+
+
+def _size(bounds: Bounds) -> dict[str, int]:
+    """The bounds as the Hugging Face processors take them."""
+    low, high = bounds
+    return {"shortest_edge": low, "longest_edge": high}
+
+
+def _patches(output: Any, values: str, grid: str) -> tuple[torch.Tensor, Grid]:
+    time, height, width = (int(n) for n in output[grid][0])
+    return output[values], (time, height, width)

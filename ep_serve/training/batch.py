@@ -1,0 +1,108 @@
+"""Conversations with media as one padded batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from ep_serve.layout import Kind, Layout, keep_count
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One prompt, its tokens from the towers, and its answer.
+
+    Attributes:
+        layout: The full prompt.
+        av: (N_av, D) embeddings of its AV tokens, in prompt order.
+        answer: Token ids, the one that ends an answer included.
+    """
+
+    layout: Layout
+    av: Tensor
+    answer: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Examples side by side, padded at their ends.
+
+    Attributes:
+        token_ids: (B, L) int64.
+        kinds: (B, L) int8.
+        positions: (B, 3, L) int64.
+        valid: (B, L) bool, no padding.
+        av: (n, D) AV tokens of all prompts behind each other.
+        keep: (B,) int64, how many AV tokens of each prompt survive.
+        answer_ids: (B, A) int64.
+        answer_valid: (B, A) bool.
+        answer_positions: (B, 3, A) int64.
+    """
+
+    token_ids: Tensor
+    kinds: Tensor
+    positions: Tensor
+    valid: Tensor
+    av: Tensor
+    keep: Tensor
+    answer_ids: Tensor
+    answer_valid: Tensor
+    answer_positions: Tensor
+
+    @property
+    def is_av(self) -> Tensor:
+        """(B, L) bool, true where the embedding comes from a tower."""
+        return (self.kinds != int(Kind.TEXT)) & self.valid
+
+    @property
+    def targets(self) -> Tensor:
+        """(n,) int64, the tokens of all answers behind each other."""
+        return self.answer_ids[self.answer_valid]
+
+    def to(self, device: str) -> Batch:
+        """The same batch on another device."""
+        moved = {field.name: getattr(self, field.name).to(device) for field in fields(self)}
+        return Batch(**moved)
+
+
+def collate(examples: Sequence[Example], keep_ratios: Sequence[float]) -> Batch:
+    """Put examples side by side; each has its own keep ratio."""
+    length = max(example.layout.length for example in examples)
+    answer = max(len(example.answer) for example in examples)
+    size = len(examples)
+    token_ids = torch.zeros(size, length, dtype=torch.int64)
+    kinds = torch.zeros(size, length, dtype=torch.int8)
+    positions = torch.zeros(size, 3, length, dtype=torch.int64)
+    valid = torch.zeros(size, length, dtype=torch.bool)
+    answer_ids = torch.zeros(size, answer, dtype=torch.int64)
+    answer_valid = torch.zeros(size, answer, dtype=torch.bool)
+    answer_positions = torch.zeros(size, 3, answer, dtype=torch.int64)
+    for row, example in enumerate(examples):
+        layout, n = example.layout, example.layout.length
+        token_ids[row, :n] = torch.from_numpy(layout.token_ids)
+        kinds[row, :n] = torch.from_numpy(layout.kinds)
+        positions[row, :, :n] = torch.from_numpy(layout.positions)
+        valid[row, :n] = True
+        m = len(example.answer)
+        answer_ids[row, :m] = torch.tensor(example.answer)
+        answer_valid[row, :m] = True
+        answer_positions[row, :, :m] = layout.next_position + torch.arange(m)
+    return Batch(
+        token_ids=token_ids,
+        kinds=kinds,
+        positions=positions,
+        valid=valid,
+        av=torch.cat([example.av for example in examples]),
+        keep=torch.tensor(
+            [
+                keep_count(example.layout.num_av, ratio)
+                for example, ratio in zip(examples, keep_ratios, strict=True)
+            ]
+        ),
+        answer_ids=answer_ids,
+        answer_valid=answer_valid,
+        answer_positions=answer_positions,
+    )

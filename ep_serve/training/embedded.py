@@ -1,0 +1,183 @@
+"""The embedded model from nothing: clips, towers, language model, examination, checkpoint.
+
+Every stage leaves files; a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ep_serve.checkpoint.directory import new_directory
+from ep_serve.training import architecture, towers
+from ep_serve.training.data import Lesson, Prompts
+from ep_serve.training.features import MakeFeatures
+from ep_serve.training.language import Course, Lessons, Verdict, examine, follow
+from ep_serve.training.store import make_parts, read_parts, save
+from ep_serve.training.together import train_together
+from ep_serve.training.tokens import MakeTokens
+from ep_serve.training.weights import write_weights
+
+SEGMENTS = (4, 5, 6)
+"""Seconds of the clips for the towers."""
+LENGTHS = (4, 4, 5, 5, 6, 6, 6, 7, 7, 8, 8, 8, 9, 10, 10, 12, 12, 16, 20, 28)
+"""Seconds of the clips for the language model, as often as they are made."""
+HELD_OUT = 1_000_000
+"""Seeds from here on belong to clips that no training sees."""
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is done: clips and steps of the stages."""
+
+    segments: int
+    seeing: int
+    hearing: int
+    clips: int
+    language: int
+    held_out: int
+
+
+FULL = Effort(segments=4000, seeing=3500, hearing=1200, clips=5000, language=4000, held_out=400)
+"""What the shipped weights were made with."""
+SHORT = Effort(segments=400, seeing=300, hearing=200, clips=300, language=250, held_out=60)
+"""A few minutes: enough to know more than a guess."""
+
+
+def train(out: Path, effort: Effort, *, seed: int = 0, processes: int = 2) -> dict[str, Any]:
+    """Make the checkpoint `out/model`, or finish one that was begun.
+
+    Args:
+        out: For data, curves, states and results.
+        effort: How much to do.
+        seed: Of everything; the data are those of the seeds 0 and up in every run.
+        processes: Processes of one thread each.
+
+    Returns:
+        The shares of right answers, also written to `out/report.json`.
+    """
+    frame = out / "frame"
+    architecture.write_frame(frame)
+    _train_towers(out, effort, seed, processes)
+    made = MakeTokens(out / "towers.pt", LENGTHS)
+    clips = make_parts(out / "clips", made, range(effort.clips), processes)
+    held = range(HELD_OUT, HELD_OUT + effort.held_out)
+    held_out = make_parts(out / "held-out", made, held, processes)
+    course = Course(out / "language", tuple(clips), frame, effort.language, seed)
+    train_together(follow, processes, course)
+    report = summary(_examine(course, held_out))
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if not (out / "model").is_dir():
+        export(out, out / "model")
+    return report
+
+
+def export(out: Path, target: Path) -> None:
+    """Write the checkpoint of a finished training."""
+    towers_state = torch.load(out / "towers.pt", weights_only=True)
+    state = torch.load(out / "language" / "state.pt", weights_only=True)["module"]
+    with new_directory(target) as new:
+        architecture.write_frame(new)
+        write_weights(
+            new,
+            architecture.config(),
+            _part(state, "thinker."),
+            {
+                "visual": _part(towers_state["seeing"], "tower."),
+                "audio_tower": _part(towers_state["hearing"], "tower."),
+            },
+        )
+
+
+def _part(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
+
+
+def _train_towers(out: Path, effort: Effort, seed: int, processes: int) -> None:
+    if (out / "towers.pt").is_file():
+        return
+    segments = MakeFeatures(SEGMENTS)
+    parts = make_parts(out / "segments", segments, range(effort.segments), processes)
+    held = range(HELD_OUT, HELD_OUT + effort.held_out // 2)
+    held_out = make_parts(out / "segments-held-out", segments, held, processes)
+    jobs = [
+        TowerJob("seeing", out, tuple(parts), tuple(held_out), effort.seeing, seed),
+        TowerJob("hearing", out, tuple(parts), tuple(held_out), effort.hearing, seed),
+    ]
+    with ProcessPoolExecutor(min(processes, 2), get_context("spawn")) as pool:
+        results = dict(zip(("seeing", "hearing"), pool.map(_train_tower, jobs), strict=True))
+    figures = {name: figures for name, (_, figures) in results.items()}
+    (out / "towers.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    save(out / "towers.pt", {name: state for name, (state, _) in results.items()})
+    shutil.rmtree(out / "segments")
+
+
+@dataclass(frozen=True, slots=True)
+class TowerJob:
+    """The training of one tower, for a process of its own."""
+
+    name: str
+    out: Path
+    parts: tuple[Path, ...]
+    held_out: tuple[Path, ...]
+    steps: int
+    seed: int
+
+
+def _train_tower(job: TowerJob) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    torch.set_num_threads(1)
+    torch.manual_seed(job.seed)
+    kind = towers.Seeing if job.name == "seeing" else towers.Hearing
+    tower = kind(architecture.config())
+    held_out = list(read_parts(job.held_out))
+    figures = towers.train(
+        tower,
+        list(read_parts(job.parts)),
+        held_out,
+        job.out / job.name,
+        steps=job.steps,
+        seed=job.seed,
+    )
+    towers.set_size(tower, held_out)
+    return tower.state_dict(), figures
+
+
+def _examine(course: Course, held_out: list[Path]) -> list[Verdict]:
+    student = course.student()
+    student.load_state_dict(torch.load(course.folder / "state.pt", weights_only=True)["module"])
+    lessons = Lessons(read_parts(held_out), Prompts(course.checkpoint))
+    with torch.autocast("cpu", torch.bfloat16):
+        return examine(student, held_out_questions(lessons))
+
+
+def held_out_questions(lessons: Lessons, each: int = 4, seed: int = 7) -> list[Lesson]:
+    """A few questions about each clip, always the same ones."""
+    rng = np.random.default_rng(seed)
+    return [lessons.lesson(clip, rng) for clip in lessons.clips() for _ in range(each)]
+
+
+def summary(verdicts: list[Verdict]) -> dict[str, Any]:
+    """Shares of right answers by task and keep ratio, and where the kept tokens lie."""
+    report: dict[str, Any] = {}
+    for task in (*sorted({v.task for v in verdicts}), "all"):
+        own = [v for v in verdicts if task in ("all", v.task)]
+        report[task] = {
+            f"{ratio:g}": _mean([v for v in own if v.keep_ratio == ratio])
+            for ratio in sorted({v.keep_ratio for v in own}, reverse=True)
+        }
+    return report
+
+
+def _mean(verdicts: list[Verdict]) -> dict[str, float]:
+    shown = ("right", "kept_evidence", "evidence", "audio_share")
+    rows = [asdict(v) for v in verdicts]
+    means = {name: round(float(np.mean([row[name] for row in rows])), 4) for name in shown}
+    return {"questions": len(verdicts), **means}

@@ -1,0 +1,285 @@
+"""Stage three: refiner, score head and decoder learn to answer, on cached tokens.
+
+Three losses: the words of the answer; what goes on in each AV token's own second, told from the
+refiner's output (without it nothing is learned in reasonable time); and, lightly, the mass that the
+scores put on the tokens the answer rests on.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ep_serve.checkpoint.config import load_config
+from ep_serve.layout import Kind
+from ep_serve.training.data import (
+    NOT_TOLD,
+    Lesson,
+    LessonBatch,
+    Prompts,
+    Shown,
+    collate_lessons,
+    lesson,
+    silent,
+    sound_alone,
+    still,
+)
+from ep_serve.training.labels import ASPECTS
+from ep_serve.training.model import Output, Thinker
+from ep_serve.training.questions import AT_A_GLANCE, BY_EAR, BY_EYE, Question, ask_any
+from ep_serve.training.run import Run
+from ep_serve.training.store import read_parts
+from ep_serve.training.tokens import TokenClip
+
+KEEP_RATIOS = (1.0, 0.2, 0.1, 0.05)
+"""One of them is drawn for each step, from the first one on."""
+DENSE = 1.0
+"""Weight of the dense loss."""
+POINTING = 1.0
+"""Weight of the loss that points the scores at the evidence."""
+TOKENS = 5200
+"""AV tokens in a batch of one process, about; long clips make small batches."""
+MOST = 16
+"""Questions in a batch of one process."""
+LONGEST = ((0.3, 5), (0.55, 8), (0.8, 12))
+"""Until which share of the steps clips are at most how many seconds long."""
+PART_ALONE = 0.04
+"""Share of the prompts with a silent clip; as many with a sound alone, and with a picture."""
+QUESTION_FIRST = 0.15
+"""Share of the prompts in which the question stands before the clip."""
+
+
+class Student(nn.Module):
+    """The model and what reads the refiner's output during training."""
+
+    def __init__(self, config: Any, *, closed: bool = False) -> None:
+        super().__init__()
+        self.thinker = Thinker(config, closed=closed)
+        width = self.thinker.lm_head.in_features
+        self.heads = nn.ModuleDict({a: nn.Linear(width, n) for a, n in ASPECTS.items()})
+        self.apply(_begin)
+
+    def forward(self, lessons: LessonBatch) -> tuple[Tensor, dict[str, float]]:
+        """The loss and its parts, and the share of answers that are right word by word."""
+        output = self.thinker(lessons.batch)
+        targets = lessons.batch.targets
+        words = F.cross_entropy(output.logits.float(), targets)
+        dense, told = self._dense(output, lessons)
+        pointing = point(output.scores, lessons)
+        loss = words + DENSE * dense + POINTING * pointing
+        right = _all_right(output, lessons)
+        figures = {
+            "loss": loss.item(),
+            "words": words.item(),
+            "dense": dense.item(),
+            "pointing": pointing.item(),
+            "right": sum(right) / len(right),
+            **told,
+        }
+        by_task = defaultdict(list)
+        for kind, one in zip(lessons.kinds, right, strict=True):
+            by_task[kind].append(float(one))
+        return loss, figures | {f"right/{k}": sum(v) / len(v) for k, v in by_task.items()}
+
+    def _dense(self, output: Output, lessons: LessonBatch) -> tuple[Tensor, dict[str, float]]:
+        states = output.refined[lessons.batch.is_av]
+        total = states.new_zeros(())
+        told = {}
+        for aspect, truth in lessons.aspects.items():
+            logits = self.heads[aspect](states)
+            total = total + F.cross_entropy(logits.float(), truth, ignore_index=NOT_TOLD)
+            there = truth > 0
+            told[f"told/{aspect}"] = (
+                (logits.argmax(-1)[there] == truth[there]).float().mean().item()
+            )
+        return total / len(lessons.aspects), told
+
+
+def point(scores: Tensor, lessons: LessonBatch) -> Tensor:
+    """The mean of -log(mass of the scores' softmax) over everything that answers rest on."""
+    if not len(lessons.rows):
+        return scores.new_zeros(())
+    own = scores[lessons.rows]
+    inside = own.masked_fill(~lessons.evidence, float("-inf"))
+    return (own.logsumexp(1) - inside.logsumexp(1)).mean()
+
+
+class Lessons:
+    """Clips to ask about, sorted by length so that batches need little padding."""
+
+    def __init__(self, clips: Iterable[TokenClip], prompts: Prompts) -> None:
+        self._prompts = prompts
+        self._clips: dict[int, list[TokenClip]] = defaultdict(list)
+        for clip in clips:
+            self._clips[clip.scene.seconds].append(clip)
+
+    def clips(self) -> Iterator[TokenClip]:
+        """All clips, the short ones first."""
+        for seconds in sorted(self._clips):
+            yield from self._clips[seconds]
+
+    def length(self, rng: np.random.Generator, along: float) -> int:
+        """The seconds of the clips of a batch: short ones first, all of them later."""
+        longest = next((most for until, most in LONGEST if along < until), max(self._clips))
+        lengths = sorted(n for n in self._clips if n <= longest) or [min(self._clips)]
+        counts = np.array([len(self._clips[n]) for n in lengths], dtype=float)
+        return int(rng.choice(lengths, p=counts / counts.sum()))
+
+    def batch(self, rng: np.random.Generator, seconds: int, keep_ratio: float) -> LessonBatch:
+        """Random questions about clips of `seconds`, at one keep ratio.
+
+        With several ratios in a batch, all prompts would be padded to those that are not reduced.
+        """
+        clips = self._clips[seconds]
+        size = max(2, min(MOST, TOKENS // (34 * seconds)))
+        lessons = [self.varied(clips[rng.integers(len(clips))], rng) for _ in range(size)]
+        return collate_lessons(lessons, [keep_ratio] * size)
+
+    def varied(self, clip: TokenClip, rng: np.random.Generator) -> Lesson:
+        """A random question about a clip, now and then about a part of it."""
+        part = rng.random()
+        if part < 3 * PART_ALONE:
+            if part < PART_ALONE:
+                shown, question = silent(clip), ask_any(clip.scene, rng, BY_EYE)
+            elif part < 2 * PART_ALONE:
+                shown, question = sound_alone(clip), ask_any(clip.scene, rng, BY_EAR)
+            else:
+                shown, question = _glance(clip, rng)
+            return lesson(clip, question, self._prompts, shown)
+        return self.lesson(clip, rng)
+
+    def lesson(self, clip: TokenClip, rng: np.random.Generator) -> Lesson:
+        """A random question about a clip."""
+        question = ask_any(clip.scene, rng)
+        first = bool(rng.random() < QUESTION_FIRST)
+        return lesson(clip, question, self._prompts, question_first=first)
+
+
+def _glance(clip: TokenClip, rng: np.random.Generator) -> tuple[Shown, Question]:
+    """A picture out of the clip, and a question about it."""
+    index = int(rng.integers(len(clip.scene.sights)))
+    sight = clip.scene.sights[index]
+    alone = replace(clip.scene, sights=(sight,), sounds=())
+    question = ask_any(alone, rng, AT_A_GLANCE)
+    return still(clip, int(sight.start)), replace(question, seen=(index,) * len(question.seen))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How one question was answered at one keep ratio."""
+
+    kind: str
+    keep_ratio: float
+    right: bool
+    kept_evidence: float
+    """Share of the kept tokens that are evidence."""
+    evidence: float
+    """Share of the pool that is evidence: what `kept_evidence` would be by chance."""
+    audio_share: float
+    """Share of the kept tokens that are sound."""
+
+    @property
+    def task(self) -> str:
+        """What kind of knowledge it took."""
+        return self.kind.split("-")[0]
+
+
+@torch.inference_mode()
+def examine(
+    student: Student, lessons: Sequence[Lesson], keep_ratios: Sequence[float] = KEEP_RATIOS
+) -> list[Verdict]:
+    """Ask held-out questions; an answer is right if all its tokens are the likeliest ones."""
+    student.eval()
+    verdicts = []
+    ordered = sorted(lessons, key=lambda one: one.example.layout.length)
+    for first in range(0, len(ordered), MOST):
+        some = ordered[first : first + MOST]
+        for ratio in keep_ratios:
+            batch = collate_lessons(some, [ratio] * len(some))
+            output = student.thinker(batch.batch)
+            right = _all_right(output, batch)
+            for row, one in enumerate(some):
+                is_av = batch.batch.is_av[row]
+                kept = output.kept[row][is_av].numpy()
+                evidence = np.asarray(one.evidence.any(axis=0))
+                sound = batch.batch.kinds[row][is_av].numpy() == Kind.AUDIO
+                verdicts.append(
+                    Verdict(
+                        kind=one.question.kind,
+                        keep_ratio=ratio,
+                        right=right[row],
+                        kept_evidence=float(evidence[kept].mean()),
+                        evidence=float(evidence.mean()),
+                        audio_share=float(sound[kept].mean()),
+                    )
+                )
+    student.train()
+    return verdicts
+
+
+def _all_right(output: Output, lessons: LessonBatch) -> list[bool]:
+    targets = lessons.batch.targets
+    right = (output.logits.argmax(-1) == targets).split(lessons.batch.answer_valid.sum(1).tolist())
+    return [bool(one.all()) for one in right]
+
+
+def _begin(module: nn.Module) -> None:
+    """Small weights to begin with: large ones hardly move, and what they compute is not learned."""
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.03)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.3)
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """One training of the language model.
+
+    Attributes:
+        folder: For its curve and state.
+        parts: Files of cached clips.
+        checkpoint: Directory with tokenizer and config.json.
+        steps: Of the optimizer.
+        seed: Of everything.
+        rate: Highest learning rate.
+        closed: Train with the bypass closed, see `Thinker`.
+    """
+
+    folder: Path
+    parts: tuple[Path, ...]
+    checkpoint: Path
+    steps: int
+    seed: int = 0
+    rate: float = 2e-3
+    closed: bool = False
+
+    def student(self) -> Student:
+        """An untrained model, the same for the same seed."""
+        torch.manual_seed(self.seed)
+        return Student(load_config(self.checkpoint), closed=self.closed)
+
+
+def follow(rank: int, course: Course) -> None:
+    """Do one process's share of a course."""
+    student = course.student()
+    lessons = Lessons(read_parts(course.parts), Prompts(course.checkpoint))
+    run = Run(course.folder, student, course.steps, course.rate, muon=True, quiet=rank > 0)
+    for step in run.steps():
+        rng = np.random.default_rng([course.seed, step, rank])
+        # Length and keep ratio are those of all processes, so that none waits for another.
+        common = np.random.default_rng([course.seed, step])
+        seconds = lessons.length(common, step / course.steps)
+        batch = lessons.batch(rng, seconds, float(common.choice(KEEP_RATIOS)))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, figures = student(batch)
+        run.update(loss, figures)

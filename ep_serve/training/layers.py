@@ -1,0 +1,109 @@
+"""A Qwen2 layer with Sync-RoPE, for batches that can be differentiated.
+
+Parameters are named as in the checkpoint; refiner and decoder are made of the same layer and differ
+in who may look at whom. Attention is spelled out as two products and a softmax: on CPUs, in
+bfloat16, its backward pass is much faster than that of the fused kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ep_serve.checkpoint.config import head_dim
+from ep_serve.rope import apply_sync_rope
+
+
+class RMSNorm(nn.Module):
+    """Qwen2's norm: float32 inside, rounded before the weight is applied."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        exact = hidden.float()
+        exact = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * exact.to(hidden.dtype)
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward over (B, L, D)."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
+
+    def forward(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        """Let every token look at the others.
+
+        Args:
+            hidden: (B, L, D).
+            rotation: Cosines and sines (B * L, head_dim / 2) of the tokens' positions.
+            mask: Added to the attention's logits: (B or 1, 1, L or 1, L), 0 or -inf.
+
+        Returns:
+            (B, L, D).
+        """
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), rotation, mask)
+        refined: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return refined
+
+
+class Attention(nn.Module):
+    """Grouped-query attention."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.head_dim = head_dim(config)
+        self.heads = config.num_attention_heads
+        self.kv_heads = config.num_key_value_heads
+        width = config.hidden_size
+        self.q_proj = nn.Linear(width, self.heads * self.head_dim)
+        self.k_proj = nn.Linear(width, self.kv_heads * self.head_dim)
+        self.v_proj = nn.Linear(width, self.kv_heads * self.head_dim)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, width, bias=False)
+
+    def forward(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        batch, length, _ = hidden.shape
+        query, key = apply_sync_rope(
+            self.q_proj(hidden).flatten(0, 1),
+            self.k_proj(hidden).flatten(0, 1),
+            *rotation,
+            self.head_dim,
+        )
+        groups = self.heads // self.kv_heads
+        # (B, kv heads, heads of the group * L, head_dim): a group shares its keys in one product.
+        query = query.view(batch, length, self.kv_heads, groups, self.head_dim)
+        query = query.permute(0, 2, 3, 1, 4).reshape(batch, self.kv_heads, -1, self.head_dim)
+        key = key.view(batch, length, self.kv_heads, self.head_dim).permute(0, 2, 3, 1)
+        value = self.v_proj(hidden).view(batch, length, self.kv_heads, self.head_dim)
+        logits = (query * (1 / math.sqrt(self.head_dim))) @ key
+        logits = logits.view(batch, self.kv_heads, groups, length, length) + mask[:, None]
+        weights = logits.softmax(-1).view(batch, self.kv_heads, groups * length, length)
+        mixed = weights.to(value.dtype) @ value.transpose(1, 2)
+        mixed = mixed.view(batch, self.kv_heads, groups, length, self.head_dim)
+        output: Tensor = self.o_proj(mixed.permute(0, 3, 1, 2, 4).reshape(batch, length, -1))
+        return output
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, inner, bias=False)
+        self.up_proj = nn.Linear(width, inner, bias=False)
+        self.down_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        output: Tensor = self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+        return output

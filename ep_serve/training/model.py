@@ -1,0 +1,201 @@
+"""The thinker as it is trained: refiner, sieve and decoder over batches, differentiable.
+
+It is the model that the engine serves, with the same rotary embedding, the same score head and the
+same rule for who survives. What differs is that batches are padded, and that the choice of the
+survivors lets gradients through (straight through the softmax of the scores, as in EchoingPixels).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ep_serve.checkpoint.config import ReductionConfig, head_dim, text_config
+from ep_serve.rope import channel_rows, gather_cos_sin
+from ep_serve.sieve.cs2 import CS2Sieve
+from ep_serve.training.batch import Batch
+from ep_serve.training.layers import Layer, RMSNorm
+
+HIDDEN = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a batch came to.
+
+    Attributes:
+        logits: (n, V) for the tokens of all answers behind each other, their ends included.
+        refined: (B, L, D) states of the full prompts.
+        scores: (B, L) float32, -inf where there is no AV token.
+        kept: (B, L) bool, positions of the prompts that the decoder saw.
+    """
+
+    logits: Tensor
+    refined: Tensor
+    scores: Tensor
+    kept: Tensor
+
+
+class Thinker(nn.Module):
+    """Parameters are named as under `thinker.` of the checkpoint; the towers are not part of it."""
+
+    def __init__(self, config: Any, *, closed: bool = False, frugal: bool = False) -> None:
+        """Make a thinker with random weights.
+
+        Args:
+            config: Of a whole EchoingPixels checkpoint.
+            closed: Close the bypass: the decoder gets the embeddings of text, not its refined
+                states, which have read everything before the selection.
+            frugal: Compute activations again in the backward pass instead of keeping them.
+        """
+        super().__init__()
+        text = text_config(config)
+        reduction = ReductionConfig.from_hf(config)
+        self.model = _Model(text, reduction.refiner_layers)
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        if text.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self.closed = closed
+        self.frugal = frugal
+        self._borders = channel_rows(reduction.sync_rope_sections)
+        self._head_dim = head_dim(config)
+        self._theta = float(_theta(text))
+
+    def forward(self, batch: Batch) -> Output:
+        """Refine, choose, and predict the answers."""
+        embeddings = self._embed(batch)
+        refined = self._refine(embeddings, batch)
+        scores = self._score(refined, batch)
+        chosen = choose(scores, batch.keep)
+        kept = chosen | (batch.valid & ~batch.is_av)
+        through = let_through(refined, scores, chosen)
+        if self.closed:
+            through = torch.where(batch.is_av[..., None], through, embeddings.to(through.dtype))
+        states, positions, ends = self._shorten(through, kept, batch)
+        rotation = self._rotation(positions)
+        mask = torch.full((states.shape[1],) * 2, HIDDEN, dtype=states.dtype, device=states.device)
+        mask = mask.triu(1)[None, None]  # padding lies behind everything that counts
+        for layer in self.model.layers:
+            states = self._run(layer, states, rotation, mask)
+        last = states[ends]
+        return Output(self.lm_head(self.model.norm(last)), refined, scores, kept)
+
+    def _embed(self, batch: Batch) -> Tensor:
+        embeddings: Tensor = self.model.embed_tokens(batch.token_ids)
+        mask = batch.is_av[..., None].expand_as(embeddings)
+        return embeddings.masked_scatter(mask, batch.av.to(embeddings.dtype))
+
+    def _refine(self, hidden: Tensor, batch: Batch) -> Tensor:
+        rotation = self._rotation(batch.positions)
+        mask = torch.zeros(batch.valid.shape, dtype=hidden.dtype, device=hidden.device)
+        mask = mask.masked_fill(~batch.valid, HIDDEN)[:, None, None]
+        for layer in self.model.bidir_encoder.layers:
+            hidden = self._run(layer, hidden, rotation, mask)
+        return hidden
+
+    def _score(self, refined: Tensor, batch: Batch) -> Tensor:
+        pool = refined[batch.is_av]
+        # Scores rounded to bfloat16 would tie, so mixed precision stops here.
+        with torch.autocast(pool.device.type, enabled=False):
+            flat = self.model.compressor.scores(pool.to(self.model.norm.weight.dtype))
+        scores = flat.new_full(batch.is_av.shape, HIDDEN)
+        return scores.masked_scatter(batch.is_av, flat)
+
+    def _shorten(
+        self, through: Tensor, kept: Tensor, batch: Batch
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Survivors and answers, with padding behind.
+
+        Returns:
+            states (B, L', D), positions (B, 3, L'), and (B, L') bool where an answer's next token
+            is to be predicted.
+        """
+        answers = self.model.embed_tokens(batch.answer_ids)
+        # An answer's last token is predicted, but nothing is predicted from it.
+        fed = batch.answer_valid & batch.answer_valid.roll(-1, 1)
+        fed[:, -1] = False
+        present = torch.cat([kept, fed], dim=1)
+        states = torch.cat([through, answers.to(through.dtype)], dim=1)
+        positions = torch.cat([batch.positions, batch.answer_positions], dim=2)
+        length = int(present.sum(1).max())
+        order = (~present).long().argsort(dim=1, stable=True)[:, :length]
+        states = states.gather(1, order[..., None].expand(-1, -1, states.shape[2]))
+        positions = positions.gather(2, order[:, None].expand(-1, 3, -1))
+        place = torch.arange(length, device=states.device)[None]
+        total, own = present.sum(1, keepdim=True), fed.sum(1, keepdim=True)
+        ends = (place >= total - own - 1) & (place < total)
+        return states, positions, ends
+
+    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (B * L, head_dim / 2) at positions (B, 3, L)."""
+        flat = positions.transpose(0, 1).flatten(1)
+        table = _cos_sin(int(flat.max()) + 1, self._head_dim, self._theta).to(flat.device)
+        return gather_cos_sin(table, flat, self._borders)
+
+    def _run(self, layer: nn.Module, hidden: Tensor, rotation: Any, mask: Tensor) -> Tensor:
+        if self.frugal and torch.is_grad_enabled():
+            output: Tensor = checkpoint(layer, hidden, rotation, mask, use_reentrant=False)
+            return output
+        output = layer(hidden, rotation, mask)
+        return output
+
+
+class _Model(nn.Module):
+    def __init__(self, text: Any, refiner_layers: int) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size)
+        self.bidir_encoder = _Stack(text, refiner_layers)
+        self.compressor = CS2Sieve(text.hidden_size)
+        self.layers = nn.ModuleList(Layer(text) for _ in range(text.num_hidden_layers))
+        self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
+
+
+class _Stack(nn.Module):
+    def __init__(self, text: Any, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(text) for _ in range(layers))
+
+
+def choose(scores: Tensor, keep: Tensor) -> Tensor:
+    """The best tokens of each pool, of equal ones those with the lower index.
+
+    Args:
+        scores: (B, L) float32, -inf where there is no AV token.
+        keep: (B,) int64, survivors of each pool.
+
+    Returns:
+        (B, L) bool.
+    """
+    order = scores.detach().sort(dim=1, descending=True, stable=True).indices
+    rank = torch.empty_like(order)
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    rank.scatter_(1, order, places)
+    return rank < keep[:, None]
+
+
+def let_through(refined: Tensor, scores: Tensor, chosen: Tensor) -> Tensor:
+    """The states as they are, with a gradient for the scores of the survivors.
+
+    Forward, every state is multiplied by 1. Backward, the factor of a survivor counts as its share
+    of the softmax over the pool (straight-through estimator).
+    """
+    share = scores.softmax(dim=1).masked_fill(~chosen, 0.0)
+    factor = 1 + (share - share.detach())
+    return refined * factor[..., None].to(refined.dtype)
+
+
+def _cos_sin(length: int, size: int, theta: float) -> Tensor:
+    """(length, head_dim) float32, cosines and sines as vLLM's rotary layers keep them."""
+    channels = torch.arange(0, size, 2, dtype=torch.float32)
+    places = torch.arange(length, dtype=torch.float32)
+    angles = torch.outer(places, 1.0 / theta ** (channels / size))
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def _theta(text: Any) -> float:
+    parameters = getattr(text, "rope_parameters", None) or {}
+    return float(parameters.get("rope_theta") or text.rope_theta)

@@ -1,0 +1,55 @@
+"""Several one-thread processes that train one model: faster than one process with several threads.
+
+Each computes the gradient of its own batch; their mean is what all of them step along, so that
+their weights stay equal.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.multiprocessing.spawn import spawn
+
+
+def train_together(work: Callable[..., None], processes: int, *arguments: Any) -> None:
+    """Call `work(rank, *arguments)` in `processes` processes, and wait for all of them."""
+    if processes == 1:
+        torch.set_num_threads(1)
+        work(0, *arguments)
+        return
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    spawn(_begin, (work, processes, port, *arguments), nprocs=processes)
+
+
+def share_gradients(module: nn.Module) -> None:
+    """Give every process the mean of all gradients."""
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    start = 0
+    for gradient in gradients:
+        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+        start += gradient.numel()
+
+
+def _begin(
+    rank: int, work: Callable[..., None], processes: int, port: int, *arguments: Any
+) -> None:
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=processes)
+    try:
+        work(rank, *arguments)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,57 @@
+"""The whole way from nothing to a checkpoint, with next to no effort."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ep_serve.checkpoint.check import check
+from ep_serve.training.embedded import Effort, train
+from ep_serve.training.weights import load_thinker
+
+pytestmark = pytest.mark.slow
+
+EFFORT = Effort(segments=50, seeing=2, hearing=2, clips=50, language=2, held_out=50)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("embedded-training")
+    train(out, EFFORT, processes=2)
+    return out
+
+
+def test_it_ends_with_a_checkpoint_that_can_be_served(out: Path) -> None:
+    assert check(out / "model") == []
+
+
+def test_the_weights_fit_into_the_repository(out: Path) -> None:
+    assert (out / "model" / "model.safetensors").stat().st_size < 12e6
+
+
+def test_the_checkpoint_is_the_trained_model(out: Path) -> None:
+    state = torch.load(out / "language" / "state.pt", weights_only=True)["module"]
+    for name, value in load_thinker(out / "model").named_parameters():
+        assert torch.equal(value, state[f"thinker.{name}"].bfloat16().float())
+    towers = torch.load(out / "towers.pt", weights_only=True)
+    stored = load_file(out / "model" / "model.safetensors")
+    proj = towers["hearing"]["tower.proj.weight"].bfloat16()
+    assert torch.equal(stored["thinker.audio_tower.proj.weight"], proj)
+
+
+def test_it_leaves_curves_and_a_report(out: Path) -> None:
+    report = json.loads((out / "report.json").read_text())
+    assert set(report["all"]) == {"1", "0.2", "0.1", "0.05"}
+    assert report["all"]["1"]["questions"] == 4 * EFFORT.held_out
+    assert report["all"]["0.05"]["kept_evidence"] <= 1
+
+
+def test_a_finished_training_is_not_done_again(out: Path) -> None:
+    before = (out / "model" / "model.safetensors").stat().st_mtime_ns
+    report = train(out, EFFORT, processes=2)
+    assert report == json.loads((out / "report.json").read_text())
+    assert (out / "model" / "model.safetensors").stat().st_mtime_ns == before

@@ -23,7 +23,7 @@ def main() -> int:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     engine = project["project"]["optional-dependencies"]["engine"]
     added = [line for line in engine if line.split(">")[0] in ADDED_TO_VLLM]
-    compile_lock("gateway", "pyproject.toml", "--extra=gateway")
+    compile_lock("gateway", "pyproject.toml", "--extra=gateway", "--extra=tracing")
     linux = ("--no-universal", "--python-platform=x86_64-manylinux_2_28")
     compile_lock("engine-cpu", "pyproject.toml", "--extra=cpu", *linux)
     compile_lock("engine", "-", requirements=added)

@@ -137,6 +137,11 @@ def add_serve(groups: Groups) -> None:
         help="put the gateway in front, on --host and --port; the engine stays on loopback",
     )
     front.add_argument("--gateway-config", type=Path, metavar="FILE", help="its settings")
+    front.add_argument(
+        "--playground",
+        action="store_true",
+        help="the gateway with a page at /playground to try the model",
+    )
     parser.set_defaults(handler=serve_checkpoint, forwards=True)
 
 
@@ -148,7 +153,7 @@ def serve_checkpoint(arguments: argparse.Namespace) -> int:
     if found := problems(Path(arguments.checkpoint)):
         print("\n".join(found), file=sys.stderr)
         return 1
-    if arguments.gateway:
+    if arguments.gateway or arguments.playground:
         return _serve_behind_gateway(arguments)
     return serve(arguments, arguments.forwarded)
 
@@ -158,12 +163,13 @@ def _serve_behind_gateway(arguments: argparse.Namespace) -> int:
 
     words = arguments.words[arguments.words.index("serve") + 1 :]
     words.remove(arguments.checkpoint)
-    words.remove("--gateway")
     _, words = split_options(words, ["--gateway-config"])
+    words = [word for word in words if word not in ("--gateway", "--playground")]
     address, engine_options = split_options(words, ["--host", "--port"])
     config = arguments.gateway_config
     settings = [] if config is None else ["--config", str(config)]
-    return serve_with_gateway(arguments.checkpoint, engine_options, [*address, *settings])
+    page = ["--playground"] if arguments.playground else []
+    return serve_with_gateway(arguments.checkpoint, engine_options, [*address, *settings, *page])
 
 
 def add_gateway(groups: Groups) -> None:
@@ -175,7 +181,81 @@ def add_gateway(groups: Groups) -> None:
     parser.set_defaults(handler=run)
 
 
-COMMANDS: tuple[Callable[[Groups], None], ...] = (add_serve, add_gateway, add_checkpoint)
+def add_train(groups: Groups) -> None:
+    """`ep-serve train CHECKPOINT --data FILE --to DIR`."""
+    parser = groups.add_parser(
+        "train",
+        help="train a checkpoint on conversations about media",
+        description="Train refiner, score head and decoder of an EchoingPixels checkpoint; the "
+        "towers stay as they are. A training that was stopped goes on where it was.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, help="directory of a checkpoint")
+    parser.add_argument(
+        "--data", type=Path, required=True, metavar="FILE", help="JSONL of conversations"
+    )
+    parser.add_argument(
+        "--media", type=Path, metavar="DIR", help="where its paths start from [the file's folder]"
+    )
+    parser.add_argument(
+        "--to", type=Path, required=True, metavar="DIR", dest="target", help="directory to make"
+    )
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="for curve and state [DIR of --to with .work]"
+    )
+    parser.add_argument("--steps", type=int, required=True, help="of the optimizer")
+    parser.add_argument("--batch", type=int, default=4, help="conversations in a step")
+    parser.add_argument("--rate", type=float, default=1e-5, help="highest learning rate")
+    parser.add_argument(
+        "--keep-ratios",
+        type=float,
+        nargs="+",
+        default=[1.0, 0.2, 0.1, 0.05],
+        help="one is drawn for each conversation; 1 alone trains with all tokens",
+    )
+    parser.add_argument("--freeze-decoder", action="store_true", help="train only what reduces")
+    parser.add_argument(
+        "--close-bypass", action="store_true", help="keep refined text from the decoder"
+    )
+    parser.add_argument("--fps", type=float, default=2.0, help="frames sampled from a second")
+    parser.add_argument("--min-pixels", type=int, default=128 * 28 * 28, help="of a video frame")
+    parser.add_argument("--max-pixels", type=int, default=768 * 28 * 28, help="of a video frame")
+    parser.add_argument("--seed", type=int, default=0, help="of the order and the keep ratios")
+    parser.set_defaults(handler=train_checkpoint)
+
+
+def train_checkpoint(arguments: argparse.Namespace) -> int:
+    """Train, then write the trained checkpoint."""
+    _quiet_transformers()
+    from ep_serve.training.finetune import Plan, finetune, write_checkpoint
+
+    target: Path = arguments.target
+    plan = Plan(
+        checkpoint=arguments.checkpoint,
+        conversations=arguments.data,
+        media=arguments.media or arguments.data.parent,
+        work=arguments.work or target.with_name(target.name + ".work"),
+        steps=arguments.steps,
+        batch=arguments.batch,
+        rate=arguments.rate,
+        keep_ratios=arguments.keep_ratios,
+        decoder=not arguments.freeze_decoder,
+        closed=arguments.close_bypass,
+        fps=arguments.fps,
+        video_pixels=(arguments.min_pixels, arguments.max_pixels),
+        seed=arguments.seed,
+    )
+    write_checkpoint(arguments.checkpoint, finetune(plan), target)
+    print(f"{target}: trained for {arguments.steps} steps")
+    return 0
+
+
+COMMANDS: tuple[Callable[[Groups], None], ...] = (
+    add_serve,
+    add_gateway,
+    add_checkpoint,
+    add_train,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

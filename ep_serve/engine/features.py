@@ -15,11 +15,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from cachetools import LRUCache
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.audio import AudioResampler
 
 from ep_serve import media
+from ep_serve.checkpoint.features import (
+    SAMPLE_RATE,
+    TEMPORAL_PATCH,
+    VIDEO_PIXELS,
+    image_patches,
+    log_mel,
+    shrunk,
+    video_patches,
+)
 from ep_serve.engine.medium import DecodedMedium, EncodedMedium, Medium
 from ep_serve.engine.metrics import metrics
 from ep_serve.layout import Audio, Image, Video, audio_token_count
@@ -28,16 +36,8 @@ from ep_serve.layout import Medium as Shape
 if TYPE_CHECKING:
     from ep_serve.engine.settings import MediaOptions, Settings
 
-SAMPLE_RATE = 16_000
 REMEMBERED = 65_536
 """Media whose shape, and ids of clients (`uuid`) whose content, are known."""
-TEMPORAL_PATCH = 2
-TOKEN_SIDE = 28
-"""Pixels along the side of one token; frames are resized to multiples of it."""
-
-VIDEO_PIXELS = (128 * 28 * 28, 768 * 28 * 28)
-"""Least and most pixels of a video frame: the defaults of `Qwen2_5OmniProcessorKwargs`, which win
-over the checkpoint's own video processor."""
 
 
 @dataclass(frozen=True)
@@ -188,12 +188,11 @@ class MediaProcessor:
                 frames=frames, fps=medium.rate, sound=None, duration_s=len(frames) / medium.rate
             )
         rule = media.SamplingRule(fps=options.fps, max_frames=self._settings.media.max_frames)
-        low, high = _bounds(options, *VIDEO_PIXELS)
+        bounds = _bounds(options, *VIDEO_PIXELS)
 
         def shrink(height: int, width: int) -> tuple[int, int]:
             """Large frames shrink as they are decoded: a long clip of them would fill memory."""
-            smaller = smart_resize(height, width, TOKEN_SIDE, low, high)
-            return smaller if smaller[0] * smaller[1] < height * width else (height, width)
+            return shrunk(height, width, bounds)
 
         return media.decode_clip(medium.data, rule, self._limits, sound=options.sound, size=shrink)
 
@@ -213,16 +212,8 @@ class MediaProcessor:
     # -- features ------------------------------------------------------------------------------
 
     def _video(self, key: bytes, clip: media.Clip, options: MediaOptions) -> MediumFeatures:
-        patches, grid = _patches(
-            self._video_processor(
-                videos=[torch.from_numpy(clip.frames).permute(0, 3, 1, 2)],
-                size=_size(options, *VIDEO_PIXELS),
-                do_sample_frames=False,
-                return_tensors="pt",
-            ),
-            "pixel_values_videos",
-            "video_grid_thw",
-        )
+        bounds = _bounds(options, *VIDEO_PIXELS)
+        patches, grid = video_patches(self._video_processor, clip.frames, bounds)
         mel = None if clip.sound is None else self._mel(clip.sound)
         tokens = 0 if mel is None else audio_token_count(mel.shape[1])
         return MediumFeatures(
@@ -235,15 +226,8 @@ class MediaProcessor:
 
     def _image(self, key: bytes, pixels: np.ndarray, options: MediaOptions) -> MediumFeatures:
         own = self._image_processor.size
-        patches, grid = _patches(
-            self._image_processor(
-                images=[torch.from_numpy(pixels).permute(2, 0, 1)],
-                size=_size(options, own["shortest_edge"], own["longest_edge"]),
-                return_tensors="pt",
-            ),
-            "pixel_values",
-            "image_grid_thw",
-        )
+        bounds = _bounds(options, own["shortest_edge"], own["longest_edge"])
+        patches, grid = image_patches(self._image_processor, pixels, bounds)
         return MediumFeatures(
             key=key, shape=Image(grid), pixel_values=patches.to(self._dtype), grid_thw=grid
         )
@@ -258,20 +242,8 @@ class MediaProcessor:
         return MediumFeatures(key=key, shape=Audio(tokens), mel=mel)
 
     def _mel(self, waveform: np.ndarray) -> torch.Tensor:
-        """(bins, ceil(samples / hop)) log-mel spectrum.
-
-        The reference pads every sound with zeros to its longest length. Only the zeros that a
-        window can reach matter: one window of them gives the same frames and saves the rest.
-        """
-        extractor = self._feature_extractor
-        hop, window = extractor.hop_length, extractor.n_fft
-        frames = -(-len(waveform) // hop)
-        padded = np.zeros(frames * hop + window, dtype=np.float32)
-        padded[: len(waveform)] = waveform
-        spectrum = extractor(
-            padded, sampling_rate=SAMPLE_RATE, padding=False, truncation=False, return_tensors="pt"
-        )["input_features"][0]
-        return spectrum[:, :frames].to(self._dtype).contiguous()
+        """(bins, frames) log-mel spectrum in the model's dtype."""
+        return log_mel(self._feature_extractor, waveform).to(self._dtype).contiguous()
 
 
 def _even(frames: np.ndarray) -> np.ndarray:
@@ -286,17 +258,6 @@ def _bounds(options: MediaOptions, low: int, high: int) -> tuple[int, int]:
     if low > high:
         return (high, high) if options.min_pixels is None else (low, low)
     return low, high
-
-
-def _size(options: MediaOptions, low: int, high: int) -> dict[str, int]:
-    """The bounds as the Hugging Face processors take them."""
-    low, high = _bounds(options, low, high)
-    return {"shortest_edge": low, "longest_edge": high}
-
-
-def _patches(output: Any, values: str, grid: str) -> tuple[torch.Tensor, tuple[int, int, int]]:
-    time, height, width = (int(n) for n in output[grid][0])
-    return output[values], (time, height, width)
 
 
 _current: MediaProcessor | None = None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from vllm.exceptions import VLLMValidationError
 
-from ep_serve.checkpoint.config import MODEL_TYPE, ReductionConfig
+from ep_serve.checkpoint.config import MEDIA_DEFAULTS, MODEL_TYPE, ReductionConfig
 from ep_serve.sieve import Ask, get_sieve
 
 if TYPE_CHECKING:
@@ -180,9 +180,10 @@ class Settings(BaseModel):
     def _build(cls, model_config: ModelConfig, own: Mapping[str, Any]) -> Settings:
         mm_config = model_config.multimodal_config
         media_kwargs = (mm_config.mm_processor_kwargs if mm_config else None) or {}
+        trained_with = getattr(model_config.hf_config, MEDIA_DEFAULTS, None) or {}
         try:
             engine = EngineSettings(**own)
-            media = MediaSettings(**media_kwargs)
+            media = MediaSettings(**(trained_with | media_kwargs))
         except ValidationError as error:
             raise ValueError(_sentences(error)) from None
         refines = model_config.hf_config.model_type == MODEL_TYPE

@@ -13,6 +13,7 @@ from ep_serve.gateway import chat, context, errors, files, gateway
 from ep_serve.gateway.context import ContextMiddleware
 from ep_serve.gateway.errors import ApiError, invalid
 from ep_serve.gateway.gateway import Gateway
+from ep_serve.gateway.playground import routes as playground
 from ep_serve.gateway.schemas import ERRORS
 
 _SHOWN = ("id", "object", "created", "owned_by", "max_model_len")
@@ -33,6 +34,8 @@ def create_app(parts: Gateway) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid_query)
     app.include_router(chat.router)
     app.include_router(files.router)
+    if parts.settings.playground.enabled:
+        app.include_router(playground.create_router())
     app.add_api_route("/v1/models", list_models, methods=["GET"])
     app.add_api_route("/v1/models/{model:path}", get_model, methods=["GET"])
     app.add_api_route("/health", health, methods=["GET"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 from fastapi.requests import Request
+from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from ep_serve.gateway import context, gateway
@@ -24,7 +25,16 @@ if TYPE_CHECKING:
     from ep_serve.gateway.gateway import Gateway
     from ep_serve.gateway.keys import Key
 
-router = APIRouter()
+
+class _PlainRoute(APIRoute):
+    """FastAPI documents the route; the function gets the request as it is, and nothing before."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return handler
+
+
+router = APIRouter(route_class=_PlainRoute)
 
 
 @router.post("/v1/chat/completions", response_model=None, openapi_extra=CHAT_OPENAPI)
@@ -82,6 +92,7 @@ class _ChatAnswer(Response):
             job = Job(
                 body=encoded,
                 stream=chat.stream,
+                hide_usage=chat.hide_usage,
                 demand=Demand(chat.model, lent.affinity, 1.0 + lent.work, key.priority),
                 context=context.of(scope),
                 secrets=(f"{parts.media.lender.base_url}/media/".encode(),),

@@ -112,6 +112,7 @@ class ChatRequest:
         closed = sorted(CLOSED_FIELDS & body.keys())
         if closed:
             raise invalid(f"{closed[0]} is not open to clients of this server.", closed[0])
+        self.hide_usage = self.stream and _ask_for_usage(body)
         own = _own_fields(body)
         key.check_model(self.model)
         key.check_keep_ratio(own.keep_ratio, "keep_ratio")
@@ -147,6 +148,26 @@ def _flag(body: dict[str, Any], name: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise invalid(f"{name} must be true or false.", name)
     return bool(value)
+
+
+def _ask_for_usage(body: dict[str, Any]) -> bool:
+    """Let a stream end with its usage; False if it does anyway, or had better not.
+
+    With several choices vLLM would say in other events than otherwise which engine it is.
+    """
+    options = body.get("stream_options")
+    if options is None:
+        options = {}
+    if (
+        not isinstance(options, dict)
+        or options.get("include_usage")
+        or body.get("n") not in (None, 1)
+    ):
+        return False
+    if "continuous_usage_stats" in options:  # which count only together with the other
+        options = {**options, "continuous_usage_stats": False}
+    body["stream_options"] = {**options, "include_usage": True}
+    return True
 
 
 def _own_fields(body: dict[str, Any]) -> OwnFields:

@@ -21,6 +21,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keys-file", type=Path, metavar="FILE", help="YAML file with API keys")
     parser.add_argument("--store", type=Path, metavar="DIR", help="folder for media")
     parser.add_argument(
+        "--playground", action="store_true", help="serve a page at /playground to try models"
+    )
+    parser.add_argument(
         "--print-config", action="store_true", help="print the settings in force and stop"
     )
     parser.add_argument(
@@ -63,6 +66,8 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if arguments.store is not None:
         options["store"] = {"path": arguments.store}
+    if arguments.playground:
+        options["playground"] = {"enabled": True}
     return options
 
 

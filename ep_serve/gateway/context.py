@@ -14,11 +14,13 @@ from starlette.datastructures import Headers, MutableHeaders
 
 from ep_serve.gateway import logs
 from ep_serve.gateway.errors import internal_error, invalid
+from ep_serve.gateway.tracing import Tracing
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from ep_serve.gateway.gateway import Gateway
+    from ep_serve.gateway.tracing import Span
 
 logger = logging.getLogger("ep_serve.gateway.access")
 
@@ -34,24 +36,28 @@ _QUIET = frozenset({"/health", "/ready"})
 class Context:
     """What is known about one request; `scope["state"]["context"]`."""
 
-    __slots__ = ("key_name", "request_id", "started", "traceparent", "tracestate")
+    __slots__ = ("key_name", "request_id", "span", "started", "trace", "traceparent", "tracing")
 
-    def __init__(self, headers: Headers) -> None:
+    def __init__(self, headers: Headers, tracing: Tracing) -> None:
+        self.tracing = tracing
+        self.span: Span
         given = headers.get("x-request-id", "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
-        trace = headers.get("traceparent", "")
-        self.traceparent = trace if _TRACEPARENT.fullmatch(trace) else _new_trace()
-        state = headers.get("tracestate", "")
-        self.tracestate = state if self.traceparent == trace and len(state) <= 512 else ""
+        trace, state = headers.get("traceparent", ""), headers.get("tracestate", "")
+        self.trace: dict[str, str] = {}
+        """The trace that the client's request is part of, as headers."""
+        if _TRACEPARENT.fullmatch(trace):
+            self.trace["traceparent"] = trace
+            if state and len(state) <= 512:
+                self.trace["tracestate"] = state
+        self.traceparent = self.trace.get("traceparent") or _new_trace()
         self.started = time.perf_counter()
         self.key_name = ""
 
     def upstream_headers(self) -> dict[str, str]:
         """What an engine is told."""
-        headers = {"x-request-id": self.request_id, "traceparent": self.traceparent}
-        if self.tracestate:
-            headers["tracestate"] = self.tracestate
-        return headers
+        trace = self.tracing.traceparent or self.traceparent
+        return {**self.trace, "x-request-id": self.request_id, "traceparent": trace}
 
 
 class ContextMiddleware:
@@ -66,9 +72,17 @@ class ContextMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        context = Context(headers)
+        tracing = Tracing() if scope["path"] in _QUIET else self._parts.tracing
+        context = Context(headers, tracing)
         scope.setdefault("state", {})["context"] = context
         logs.request_id.set(context.request_id)
+        async with tracing.request(context.trace) as context.span:
+            context.traceparent = tracing.traceparent or context.traceparent
+            await self._serve(scope, receive, send, headers, context)
+
+    async def _serve(
+        self, scope: Scope, receive: Receive, send: Send, headers: Headers, context: Context
+    ) -> None:
         status = 0
         unread = "content-length" in headers or "transfer-encoding" in headers
 
@@ -115,6 +129,8 @@ class ContextMiddleware:
         seconds = time.perf_counter() - context.started
         # 499: the client went away before it was answered.
         self._parts.metrics.finished(route, status or 499, seconds)
+        context.span.set(request_id=context.request_id)
+        context.span.answered(scope["method"], route, status or 499)
         if route not in _QUIET:
             logger.info(
                 "request",

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import pydantic_core
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from starlette.requests import Request
+    from starlette.types import Scope
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +96,16 @@ def install(app: FastAPI) -> None:
         if error.status_code == 405:
             message = f"{request.method} is not allowed on this path."
             response = ApiError(405, message, code="method_not_allowed").response()
-            response.headers.update(error.headers or {})
+            response.headers["allow"] = ", ".join(sorted(_methods(app, request.scope)))
             return response
         return ApiError(error.status_code, error.detail).response()
 
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, http_error)
+
+
+def _methods(app: FastAPI, scope: Scope) -> set[str]:
+    """The methods of a path, from all its routes; the framework names those of the first only."""
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    found = [route.methods or () for route in routes if route.matches(scope)[0] != Match.NONE]
+    return {method for methods in found for method in methods}

@@ -13,14 +13,14 @@ from ep_serve.gateway import context, gateway
 from ep_serve.gateway.body import check_type, stream
 from ep_serve.gateway.errors import invalid
 from ep_serve.gateway.multipart import Form, disposition
-from ep_serve.gateway.schemas import UPLOAD_OPENAPI
+from ep_serve.gateway.schemas import CONTENT_OPENAPI, UPLOAD_OPENAPI
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from ep_serve.gateway.gateway import Gateway
     from ep_serve.gateway.keys import Key
-    from ep_serve.gateway.media.store import File
+    from ep_serve.gateway.media.index import File
 
 router = APIRouter(prefix="/v1/files")
 
@@ -68,7 +68,7 @@ async def list_files(
 ) -> dict[str, Any]:
     """The caller's files, newest first."""
     parts, key = await _admitted(request)
-    files = parts.media.store.files(key.owner, after, limit + 1)
+    files = await parts.media.store.files(key.owner, after, limit + 1)
     shown = [_shown(file) for file in files[:limit]]
     return {
         "object": "list",
@@ -83,21 +83,21 @@ async def list_files(
 async def get_file(request: Request, file_id: str) -> dict[str, Any]:
     """What is known about a file."""
     parts, key = await _admitted(request)
-    return _shown(parts.media.store.file(key.owner, file_id))
+    return _shown(await parts.media.store.file(key.owner, file_id))
 
 
-@router.get("/{file_id}/content", response_model=None)
+@router.get("/{file_id}/content", response_model=None, openapi_extra=CONTENT_OPENAPI)
 async def get_content(request: Request, file_id: str) -> Response:
     """The bytes of a file."""
     parts, key = await _admitted(request)
-    return _Content(parts, parts.media.store.file(key.owner, file_id))
+    return _Content(parts, await parts.media.store.file(key.owner, file_id))
 
 
 @router.delete("/{file_id}")
 async def delete_file(request: Request, file_id: str) -> dict[str, Any]:
     """Forget a file."""
     parts, key = await _admitted(request)
-    parts.media.store.delete_file(key.owner, file_id)
+    await parts.media.store.delete_file(key.owner, file_id)
     return {"id": file_id, "object": "file", "deleted": True}
 
 
@@ -110,7 +110,7 @@ class _Content(Response):
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._store.pinned(self._file.digest) as path:
+        async with self._store.pinned(self._file.digest) as path:
             # Never shown by a browser: a client chose the content.
             headers = {"content-disposition": disposition(self._file.name)}
             answer = FileResponse(path, headers=headers, media_type="application/octet-stream")

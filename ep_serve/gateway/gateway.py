@@ -14,6 +14,7 @@ from ep_serve.gateway.media.service import MediaService
 from ep_serve.gateway.metrics import Metrics
 from ep_serve.gateway.relay import Relay
 from ep_serve.gateway.routing import Router
+from ep_serve.gateway.tracing import tracing
 from ep_serve.gateway.upstreams import Upstreams
 
 if TYPE_CHECKING:
@@ -33,13 +34,14 @@ class Gateway:
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.tracing = tracing(settings.tracing)
         self.keys = KeyRing(settings.keys_file)
         self.limits = KeyLimits(self.metrics)
         self.bodies = Bodies(settings.request)
         self.upstreams = Upstreams(settings, self.metrics)
-        self.router = Router(self.upstreams, settings.routing, settings.queue, self.metrics)
-        self.relay = Relay(self.router, self.upstreams, settings.routing, self.metrics)
-        self.media = MediaService(settings, self.limits, self.metrics)
+        self.router = Router(self.upstreams, settings, self.metrics, self.tracing)
+        self.relay = Relay(self.router, settings.routing, self.metrics)
+        self.media = MediaService(settings, self.limits, self.metrics, self.tracing)
         self.draining = False
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -68,6 +70,7 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.upstreams.close()
         await self.media.close()
+        await self.tracing.close()
 
     async def _check(self) -> None:
         await self.upstreams.check()
@@ -77,7 +80,7 @@ class Gateway:
         self.keys.reload_if_changed()
 
     async def _sweep(self) -> None:
-        self.media.store.sweep()
+        await self.media.store.sweep()
 
 
 def of(request: Request) -> Gateway:

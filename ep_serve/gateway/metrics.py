@@ -45,6 +45,7 @@ class Metrics:
         self.store_hits = Counter("store_hits", "Media that were stored already.", **own)
         self.store_misses = Counter("store_misses", "Media that were new.", **own)
         self.store_bytes = Gauge("store_bytes", "Media on disk.", **own)
+        self.bucket_bytes = Gauge("bucket_bytes", "Files in the bucket.", **own)
         self.store_evicted = Counter("store_evicted", "Media removed for room or age.", **own)
         self.upstream_up = Gauge(
             "upstream_up", "1 if an engine gets requests.", ["upstream"], **own

@@ -13,16 +13,16 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import pydantic_core
 from starlette.responses import Response
 
+from ep_serve.gateway.connections import BrokenAnswerError, Connection
 from ep_serve.gateway.errors import ApiError
-from ep_serve.gateway.sse import Events, EventTooLargeError, error_event
-from ep_serve.gateway.upstreams import Upstream, request_options
+from ep_serve.gateway.sse import DATA, Events, EventTooLargeError, error_event
+from ep_serve.gateway.streaming import BodyWriter, EngineError, SlowClientError, Stream, without
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from starlette.types import Scope, Send
 
@@ -30,13 +30,18 @@ if TYPE_CHECKING:
     from ep_serve.gateway.metrics import Metrics
     from ep_serve.gateway.routing import Demand, Router
     from ep_serve.gateway.settings import RoutingSettings
-    from ep_serve.gateway.upstreams import Upstreams
+    from ep_serve.gateway.upstreams import Upstream
 
 logger = logging.getLogger(__name__)
 
 MAX_ANSWER = 256 * 2**20
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
 _PASSED_ON = frozenset({400, 404, 413, 422})
-_BROKEN = (aiohttp.ClientError, OSError, TimeoutError, EventTooLargeError)
+_BROKEN = (BrokenAnswerError, EngineError, EventTooLargeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,8 @@ class Job:
     stream: bool
     demand: Demand
     context: Context
+    hide_usage: bool
+    """Whether the usage is for us only."""
     secrets: tuple[bytes, ...]
     """Texts that must not reach the client: where engines find media."""
 
@@ -72,17 +79,14 @@ class _Answer:
     first: bytes
     """The whole body, or the first events of a stream."""
     events: Events | None
-    response: aiohttp.ClientResponse
+    connection: Connection
 
 
 class Relay:
     """Answers requests with the help of the engines."""
 
-    def __init__(
-        self, router: Router, upstreams: Upstreams, settings: RoutingSettings, metrics: Metrics
-    ) -> None:
+    def __init__(self, router: Router, settings: RoutingSettings, metrics: Metrics) -> None:
         self._router = router
-        self._upstreams = upstreams
         self._settings = settings
         self._metrics = metrics
 
@@ -97,7 +101,8 @@ class Relay:
             upstream = await self._router.take(job.demand, avoid)
             failed: bool | None = None
             try:
-                async with self._asked(upstream, job) as answer:
+                span = job.context.tracing.span("upstream", upstream=upstream.name, attempt=attempt)
+                async with span, self._asked(upstream, job) as answer:
                     failed = answer.status >= 500
                     failed = await self._deliver(answer, job, scope, send) or failed
                     return
@@ -119,62 +124,65 @@ class Relay:
 
     @asynccontextmanager
     async def _asked(self, upstream: Upstream, job: Job) -> AsyncIterator[_Answer]:
-        """The answer of one engine; its connection is closed at the end, finished or not."""
-        options = request_options(upstream)
-        options["headers"] |= job.context.upstream_headers()
-        options["headers"]["content-type"] = "application/json"
-        response: aiohttp.ClientResponse | None = None
+        """The answer of one engine; its connection is closed unless the answer is complete."""
+        connection: Connection | None = None
         try:
             try:
                 async with asyncio.timeout(self._patience(job)):
-                    response = await self._upstreams.session.post(
-                        upstream.url / "v1" / "chat" / "completions", data=job.body, **options
-                    )
-                    answer = await self._first(response)
+                    connection = await upstream.connections.take()
+                    connection.ask(upstream.chat_head(job.context, len(job.body)), job.body)
+                    answer = await self._first(connection, job)
             except TimeoutError:
                 error = ApiError(504, "The engine did not answer in time.", code="upstream_timeout")
                 raise _FailedError(error, "timeout") from None
-            except _BROKEN as broken:
-                refused = isinstance(broken, aiohttp.ClientConnectorError)
+            except (OSError, *_BROKEN):
+                reason = "unreachable" if connection is None else "broken"
                 error = ApiError(502, "The engine could not be reached.", code="upstream_error")
-                raise _FailedError(error, "unreachable" if refused else "broken") from None
+                raise _FailedError(error, reason) from None
             yield answer
         finally:
-            if response is not None:
-                response.close()
+            if connection is not None:
+                upstream.connections.give_back(connection)
 
     def _patience(self, job: Job) -> float:
         if job.stream:
             return self._settings.first_byte_timeout_s
         return self._settings.answer_timeout_s
 
-    async def _first(self, response: aiohttp.ClientResponse) -> _Answer:
-        status = response.status
+    async def _first(self, connection: Connection, job: Job) -> _Answer:
+        await connection.head()
+        status = connection.status
         if status == 429 or status == 503:
             error = ApiError(429, "The engines are busy.", code="overloaded", retry_after=2)
             raise _FailedError(error, "busy", blame=False)
         if status != 200 and status not in _PASSED_ON:
             error = ApiError(502, "The engine failed.", code="upstream_error")
             raise _FailedError(error, f"status_{status // 100}xx")
-        if status == 200 and response.content_type == "text/event-stream":
-            events = Events()
-            async for data in response.content.iter_any():
-                if first := events.feed(data):
-                    if events.error_at(first) is not None:
-                        break
-                    return _Answer(status, first, events, response)
-            raise aiohttp.ClientPayloadError
-        body = await response.content.read(MAX_ANSWER)
-        while chunk := await response.content.read(MAX_ANSWER):
+        kind = connection.headers.get(b"content-type", b"")
+        if status == 200 and kind.lower().startswith(b"text/event-stream"):
+            return await self._first_events(connection, Events(hide_usage=job.hide_usage))
+        body = bytearray()
+        while chunk := await connection.read():
             body += chunk
             if len(body) > MAX_ANSWER:
-                raise aiohttp.ClientPayloadError
-        return _Answer(status, body, None, response)
+                raise BrokenAnswerError("an answer without end")
+        return _Answer(status, bytes(body), None, connection)
+
+    async def _first_events(self, connection: Connection, events: Events) -> _Answer:
+        while data := await connection.read():
+            if first := events.feed(data):
+                end = events.error_at(first)
+                if end is None:
+                    return _Answer(200, first, events, connection)
+                if end == 0 and (code := _refusal_code(first)):
+                    return _Answer(code, _first_data(first), None, connection)
+                break
+        raise BrokenAnswerError("a stream without events")
 
     async def _deliver(self, answer: _Answer, job: Job, scope: Scope, send: Send) -> bool:
         """Send an answer; True if the engine failed on the way."""
         if answer.events is not None:
-            return await self._stream(answer, answer.events, job, send)
+            return await self._stream(answer, answer.events, job, scope, send)
         if answer.status != 200:
             raise _client_error(answer, job)
         body = _parsed(answer.first)
@@ -186,42 +194,30 @@ class Relay:
         await response(scope, _no_receive, send)
         return False
 
-    async def _stream(self, answer: _Answer, events: Events, job: Job, send: Send) -> bool:
+    async def _stream(
+        self, answer: _Answer, events: Events, job: Job, scope: Scope, send: Send
+    ) -> bool:
         self._metrics.first_token.observe(time.perf_counter() - job.context.started)
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [
-                    (b"content-type", b"text/event-stream; charset=utf-8"),
-                    (b"cache-control", b"no-cache"),
-                    (b"x-accel-buffering", b"no"),
-                ],
-            }
-        )
-        await _send(send, _clean(answer.first, job))
+        start = {"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS}
+        await send(start)
+        writer: BodyWriter = scope["extensions"][BodyWriter.EXTENSION]
+        writer.write(without(job.secrets, answer.first))
+        stream = Stream(events, answer.connection, writer, job.secrets)
         error: ApiError | None = None
-        patience = _Patience(self._settings.idle_timeout_s, answer.response.close)
         try:
-            while data := await answer.response.content.readany():
-                patience.renew()
-                whole = events.feed(data)
-                if (end := events.error_at(whole)) is not None:
-                    await _send(send, _clean(whole[:end], job))
-                    error = _broken_off()
-                    break
-                if whole:
-                    await _send(send, _clean(whole, job))
+            await stream.run(self._settings.idle_timeout_s)
         except _BROKEN:
             error = _broken_off()
         except asyncio.CancelledError:
             # The deadline, or the end of this process; to a client that is gone it does nothing.
             late = ApiError(504, "The request ran out of time.", code="deadline_exceeded")
-            with suppress(Exception):
-                await _send(send, error_event(late), last=True)
+            if not writer.paused:  # nor does one who does not read
+                with suppress(Exception):
+                    await _send(send, error_event(late), last=True)
             raise
-        finally:
-            patience.end()
+        except SlowClientError:
+            logger.warning("a client did not read its answer")
+            return False
         if not events.done:
             error = error or _broken_off()
         if events.last_usage is not None and (chunk := _parsed(events.last_usage)):
@@ -229,7 +225,8 @@ class Relay:
         if error is not None:
             self._metrics.upstream_failures.labels("mid_stream").inc()
             logger.warning("an engine broke off in the middle of an answer")
-        await _send(send, error_event(error) if error else b"", last=True)
+        end = stream.rest + error_event(error) if error else stream.rest
+        await _send(send, end, last=True)
         return error is not None
 
     def _count(self, usage: Any, job: Job) -> None:
@@ -237,45 +234,13 @@ class Relay:
             self._metrics.usage(usage, time.perf_counter() - job.context.started)
 
 
-class _Patience:
-    """Ends a stream that pauses too long. One timer for all its chunks, not one for each."""
-
-    def __init__(self, seconds: float, end: Callable[[], Any]) -> None:
-        self._seconds = seconds
-        self._end = end
-        self._loop = asyncio.get_running_loop()
-        self._last = self._loop.time()
-        self._timer = self._loop.call_later(seconds, self._check)
-
-    def renew(self) -> None:
-        self._last = self._loop.time()
-
-    def end(self) -> None:
-        self._timer.cancel()
-
-    def _check(self) -> None:
-        left = self._last + self._seconds - self._loop.time()
-        if left <= 0:
-            self._end()
-        else:
-            self._timer = self._loop.call_later(left, self._check)
-
-
 async def _send(send: Send, data: bytes, *, last: bool = False) -> None:
     await send({"type": "http.response.body", "body": data, "more_body": not last})
 
 
-def _clean(data: bytes, job: Job) -> bytes:
-    """An engine's text without the places where it finds media."""
-    for secret in job.secrets:
-        if secret in data:
-            data = data.replace(secret, b"media:")
-    return data
-
-
 def _client_error(answer: _Answer, job: Job) -> ApiError:
     """What an engine says is wrong with a request, in the usual form."""
-    body = _parsed(_clean(answer.first, job)) or {}
+    body = _parsed(without(job.secrets, answer.first)) or {}
     error = body.get("error")
     error = error if isinstance(error, dict) else body
     message, param = error.get("message"), error.get("param")
@@ -285,6 +250,21 @@ def _client_error(answer: _Answer, job: Job) -> ApiError:
         code="model_not_found" if answer.status == 404 else "refused_by_engine",
         param=param if isinstance(param, str) else None,
     )
+
+
+def _first_data(events: bytes) -> bytes:
+    return events[len(DATA) : events.index(b"\n\n")]
+
+
+def _refusal_code(events: bytes) -> int | None:
+    """The status that a stream of nothing but an error stands for, if the client is to blame.
+
+    vLLM finds some mistakes of a request only when it has promised a stream.
+    """
+    body = _parsed(_first_data(events)) or {}
+    error = body.get("error")
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and code in _PASSED_ON else None
 
 
 def _parsed(data: bytes) -> dict[str, Any] | None:

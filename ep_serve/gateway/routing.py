@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ep_serve.gateway.metrics import Metrics
-    from ep_serve.gateway.settings import QueueSettings, RoutingSettings
+    from ep_serve.gateway.settings import GatewaySettings
+    from ep_serve.gateway.tracing import Tracing
     from ep_serve.gateway.upstreams import Upstream, Upstreams
 
 logger = logging.getLogger(__name__)
@@ -60,14 +61,15 @@ class Router:
     def __init__(
         self,
         upstreams: Upstreams,
-        routing: RoutingSettings,
-        queue: QueueSettings,
+        settings: GatewaySettings,
         metrics: Metrics,
+        tracing: Tracing,
     ) -> None:
         self._upstreams = upstreams
-        self._routing = routing
-        self._queue = queue
+        self._routing = settings.routing
+        self._queue = settings.queue
         self._metrics = metrics
+        self._tracing = tracing
         self._waiting: list[_Waiter] = []
         self._numbers = itertools.count()
 
@@ -86,7 +88,8 @@ class Router:
             return self._begin(upstream, demand)
         if len(self._waiting) >= self._queue.max_waiting:
             raise self._busy()
-        return await self._wait(demand, avoid)
+        async with self._tracing.span("queue", waiting=len(self._waiting)):
+            return await self._wait(demand, avoid)
 
     def has_other(self, demand: Demand, avoid: frozenset[str]) -> bool:
         """Whether an engine that did not fail yet could be tried."""

@@ -30,6 +30,27 @@ _ERROR: dict[str, Any] = {
 
 ERRORS: dict[int | str, dict[str, Any]] = {"4XX": _ERROR, "5XX": _ERROR}
 
+
+def _part(kind: str, **properties: Any) -> dict[str, Any]:
+    """A content part: an object that has its content under the name of its type."""
+    content = {"type": "object", "properties": properties}
+    required = {"required": ["type", kind]}
+    return {"type": "object", **required, "properties": {"type": {"const": kind}, kind: content}}
+
+
+_WORDS = {"type": "string"}
+_TEXT = {
+    "type": "object",
+    "required": ["type", "text"],
+    "properties": {"type": {"const": "text"}, "text": _WORDS},
+}
+_PARTS = [
+    _TEXT,
+    *(_part(kind, url=_WORDS, file_id=_WORDS) for kind in ("image_url", "video_url", "audio_url")),
+    _part("input_audio", data=_WORDS, format=_WORDS),
+    _part("file", file_id=_WORDS, file_data=_WORDS, filename=_WORDS),
+]
+
 CHAT_OPENAPI: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -53,7 +74,7 @@ CHAT_OPENAPI: dict[str, Any] = {
                                         "anyOf": [
                                             {"type": "string"},
                                             {"type": "null"},
-                                            {"type": "array", "items": {"type": "object"}},
+                                            {"type": "array", "items": {"anyOf": _PARTS}},
                                         ]
                                     },
                                 },
@@ -76,7 +97,19 @@ CHAT_OPENAPI: dict[str, Any] = {
                 }
             }
         },
-    }
+    },
+    "responses": {
+        "200": {
+            "content": {
+                "application/json": {"schema": {"type": "object"}},
+                "text/event-stream": {"schema": {}},
+            }
+        }
+    },
+}
+
+CONTENT_OPENAPI: dict[str, Any] = {
+    "responses": {"200": {"content": {"application/octet-stream": {"schema": {}}}}}
 }
 
 UPLOAD_OPENAPI: dict[str, Any] = {
@@ -89,7 +122,7 @@ UPLOAD_OPENAPI: dict[str, Any] = {
                     "required": ["file", "purpose"],
                     "properties": {
                         "file": {"type": "string", "format": "binary"},
-                        "purpose": {"type": "string"},
+                        "purpose": {"type": "string", "minLength": 1, "maxLength": 64},
                     },
                 }
             }

@@ -56,6 +56,23 @@ class MetricsSettings(_Section):
     port: Port = 9090
 
 
+class PlaygroundSettings(_Section):
+    """A page at `/playground` to try models by hand."""
+
+    enabled: bool = False
+
+
+class TracingSettings(_Section):
+    """Spans for OpenTelemetry; needs the extra `tracing`."""
+
+    enabled: bool = False
+    endpoint: AnyHttpUrl | None = None
+    """OTLP over HTTP, without `/v1/traces`; if not given, what `OTEL_EXPORTER_OTLP_*` say."""
+    sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Of requests that come without a trace; the others were decided upon where it began."""
+    service_name: Annotated[str, Field(min_length=1, max_length=255)] = "ep-serve-gateway"
+
+
 class InternalSettings(_Section):
     """Where engines fetch media; never to be reachable for clients."""
 
@@ -130,6 +147,31 @@ class MediaSettings(_Section):
     probe: ProbeSettings = ProbeSettings()
 
 
+class S3Settings(_Section):
+    """A bucket for uploaded files, shared by gateways: one may serve what another received."""
+
+    bucket: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[\w.-]+$")]
+    prefix: Annotated[str, Field(max_length=512, pattern=r"^([\w-][\w.-]*(/[\w-][\w.-]*)*)?$")] = ""
+    """What the names of all objects begin with, without a slash at its ends."""
+    endpoint: AnyHttpUrl | None = None
+    """A server that speaks S3; Amazon's if not given."""
+    region: str = "us-east-1"
+    access_key_id: SecretStr | None = None
+    secret_access_key: SecretStr | None = None
+    """Without keys, the environment is asked as Amazon's tools do (`AWS_*`, roles)."""
+    quota_bytes: Bytes = 100 * 2**30
+    timeout_s: Seconds = 30
+    """Longest pause of the bucket, and how long a request that failed is repeated."""
+    sync_interval_s: Seconds = 60
+    """How often to look what other gateways changed."""
+
+    @model_validator(mode="after")
+    def _whole_key(self) -> Self:
+        if (self.access_key_id is None) != (self.secret_access_key is None):
+            raise ValueError("give both access_key_id and secret_access_key, or neither")
+        return self
+
+
 class StoreSettings(_Section):
     """The media on disk. One process owns the folder."""
 
@@ -139,6 +181,8 @@ class StoreSettings(_Section):
     """Media that came inside requests are kept this long after their last use."""
     file_ttl_s: Annotated[float, Field(gt=0)] = 7 * 86_400
     """Uploaded files are kept this long."""
+    s3: S3Settings | None = None
+    """Keep uploaded files in a bucket; the disk then holds copies of what is in use."""
 
 
 class RoutingSettings(_Section):
@@ -207,7 +251,9 @@ class GatewaySettings(BaseSettings):
     queue: QueueSettings = QueueSettings()
     drain: DrainSettings = DrainSettings()
     metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
     internal: InternalSettings = InternalSettings()
+    playground: PlaygroundSettings = PlaygroundSettings()
 
     @field_validator("upstreams")
     @classmethod

@@ -13,7 +13,12 @@ import aiohttp
 import pydantic_core
 from yarl import URL
 
+from ep_serve.gateway.connections import KEEPALIVE_S, Connections, request_head
+
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+    from ep_serve.gateway.context import Context
     from ep_serve.gateway.metrics import Metrics
     from ep_serve.gateway.settings import GatewaySettings, RoutingSettings
 
@@ -22,8 +27,6 @@ logger = logging.getLogger(__name__)
 UNHEALTHY_AFTER = 2
 """Failed health checks in a row."""
 MODELS_BYTES = 2**20
-KEEPALIVE_S = 3.0
-"""Idle connections are closed before vLLM's server does it (5 s), which a request could meet."""
 
 
 class Upstream:
@@ -32,7 +35,9 @@ class Upstream:
     `work` is the cost of what it works on, `active` the number of requests.
     """
 
-    def __init__(self, base: URL, address: str, settings: RoutingSettings) -> None:
+    def __init__(
+        self, base: URL, address: str, settings: RoutingSettings, key: SecretStr | None = None
+    ) -> None:
         self.url = base.with_host(address)
         self.host_header = base.authority
         self.server_hostname = base.host if base.scheme == "https" else None
@@ -41,6 +46,13 @@ class Upstream:
         self.active = 0
         self.retired = False
         self.models: dict[str, dict[str, Any]] | None = None
+        timeout_s = settings.connect_timeout_s
+        self.connections = Connections(self.url, self.server_hostname, timeout_s)
+        self._chat = str((self.url / "v1" / "chat" / "completions").relative())
+        self._headers = {"host": self.host_header, "accept-encoding": "identity"}
+        self._headers["content-type"] = "application/json"
+        if key is not None:
+            self._headers["authorization"] = f"Bearer {key.get_secret_value()}"
         self._settings = settings
         self._healthy = False
         self._failed_checks = 0
@@ -67,6 +79,11 @@ class Upstream:
 
     def serves(self, model: str) -> bool:
         return self.models is None or model in self.models
+
+    def chat_head(self, context: Context, length: int) -> bytes:
+        """The head of a chat request with a body of `length` bytes."""
+        headers = {**self._headers, **context.upstream_headers()}
+        return request_head(self._chat, headers, length)
 
     def begin(self, work: float) -> None:
         self.active += 1
@@ -136,6 +153,8 @@ class Upstreams:
         await self.check()
 
     async def close(self) -> None:
+        for upstream in self.all:
+            upstream.connections.close_idle(0)
         await self.session.close()
 
     async def resolve(self) -> None:
@@ -147,10 +166,11 @@ class Upstreams:
                 addresses = [address for known, address in self._known if known == base]
             for address in addresses:
                 known = self._known.get((base, address))
-                found[base, address] = known or Upstream(base, address, self._settings)
+                found[base, address] = known or Upstream(base, address, self._settings, self._key)
         for place, upstream in self._known.items():
             if place not in found:
                 upstream.retired = True
+                upstream.connections.close_idle(0)
                 self._forget(upstream)
                 logger.info("engine gone", extra={"upstream": upstream.name})
         self._known = found
@@ -161,6 +181,7 @@ class Upstreams:
 
     async def _check(self, upstream: Upstream) -> None:
         before = upstream.healthy
+        upstream.connections.close_idle()
         try:
             async with asyncio.timeout(self._settings.health_timeout_s):
                 async with self.session.get(

@@ -158,6 +158,34 @@ def test_several_gateways() -> None:
     assert "sessionAffinity" not in one.get("Service", "gateway")["spec"]
 
 
+def test_several_gateways_share_a_bucket() -> None:
+    s3 = {"bucket": "media", "endpoint": "https://s3.example.org"}
+    settings = {"store": {"s3": s3, "file_ttl_s": 60}}
+    rendered = gateway(replicas=2, settings=settings, store={"s3Secret": "bucket-keys"})
+    found = config(rendered)["store"]
+    assert found["s3"] == s3
+    assert found["path"] == "/store"
+    assert "sessionAffinity" not in rendered.get("Service", "gateway")["spec"]
+    names = {item["name"]: item for item in rendered.container("gateway")["env"]}
+    for variable, key in (("ACCESS_KEY_ID", "access-key-id"), ("SECRET_ACCESS_KEY",) * 2):
+        source = names[f"EP_SERVE_GATEWAY_STORE__S3__{variable}"]["valueFrom"]["secretKeyRef"]
+        assert source == {"name": "bucket-keys", "key": key.lower().replace("_", "-")}
+
+
+def test_the_keys_of_a_bucket_come_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EP_SERVE_GATEWAY_INTERNAL__URL", "http://10.0.0.1:8081")
+    monkeypatch.setenv("EP_SERVE_GATEWAY_STORE__S3__ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("EP_SERVE_GATEWAY_STORE__S3__SECRET_ACCESS_KEY", "secret")
+    written = tmp_path / "gateway.json"
+    written.write_text(json.dumps(config(gateway(settings={"store": {"s3": {"bucket": "b"}}}))))
+    s3 = load(written).store.s3
+    assert s3 is not None
+    assert s3.secret_access_key is not None
+    assert (s3.bucket, s3.secret_access_key.get_secret_value()) == ("b", "secret")
+
+
 # --- the network ------------------------------------------------------------------------------
 
 
@@ -195,6 +223,16 @@ def test_an_engine_reaches_names_and_the_gateway_and_nothing_else() -> None:
     assert {port["port"] for port in names["ports"]} == {53}
     assert components(media["to"]) == {"gateway"}
     assert media["ports"] == [{"protocol": "TCP", "port": 8081}]
+
+
+def test_the_gateway_reaches_what_is_named() -> None:
+    rule = {
+        "to": [{"podSelector": {"matchLabels": {"app": "minio"}}}],
+        "ports": [{"protocol": "TCP", "port": 9000}],
+    }
+    rendered = render(small(networkPolicy={"gatewayEgress": [rule]}))
+    assert rule in rendered.get("NetworkPolicy", "gateway")["spec"]["egress"]
+    assert rule not in rendered.get("NetworkPolicy", "engine")["spec"]["egress"]
 
 
 def test_an_engine_that_downloads_reaches_public_servers() -> None:
@@ -294,6 +332,17 @@ def test_only_the_api_is_routed() -> None:
     assert [path["path"] for path in rule["http"]["paths"]] == ["/v1"]
     (rule,) = example("replicas").get("HTTPRoute", "gateway")["spec"]["rules"]
     assert rule["matches"] == [{"path": {"type": "PathPrefix", "value": "/v1"}}]
+
+
+def test_a_playground_that_is_switched_on_is_routed_too() -> None:
+    values = small(gateway={"settings": {"playground": {"enabled": True}}})
+    values["ingress"] = {"enabled": True, "host": "x.org"}
+    values["httpRoute"] = {"enabled": True, "parentRefs": [{"name": "public"}]}
+    rendered = render(values)
+    (rule,) = rendered.get("Ingress", "gateway")["spec"]["rules"]
+    assert [path["path"] for path in rule["http"]["paths"]] == ["/v1", "/playground"]
+    (rule,) = rendered.get("HTTPRoute", "gateway")["spec"]["rules"]
+    assert [match["path"]["value"] for match in rule["matches"]] == ["/v1", "/playground"]
 
 
 def test_other_controllers_get_no_annotations_of_nginx() -> None:

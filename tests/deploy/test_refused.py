@@ -161,6 +161,15 @@ REFUSED: dict[str, tuple[Object, str]] = {
         {"gateway": {"replicas": 2, "store": {"persistent": True}}},
         "gateway.store.persistent: one process owns the store, so replicas must be 1 (got 2)",
     ),
+    "keys of no bucket": (
+        {"gateway": {"store": {"s3Secret": "bucket-keys"}}},
+        "gateway.store.s3Secret: name the bucket too, in gateway.settings.store.s3",
+    ),
+    "keys of a bucket in plain sight": (
+        {"gateway": {"settings": {"store": {"s3": {"bucket": "b", "secret_access_key": "x"}}}}},
+        "secret_access_key",
+    ),
+    "a bucket without a name": ({"gateway": {"settings": {"store": {"s3": {}}}}}, "s3"),
     "an Ingress without a host": ({"ingress": {"enabled": True}}, "ingress.host: give a host name"),
     "a route without a Gateway": (
         {"httpRoute": {"enabled": True}},

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,6 +78,16 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         MediaSettings(min_pixels=5000, max_pixels=4000)
     with pytest.raises(ValidationError, match="max_fps"):
         MediaSettings(fps=8.0)
+
+
+def test_a_checkpoint_may_say_how_media_were_processed_and_the_server_wins() -> None:
+    config = SimpleNamespace(
+        model_type="qwen2_5_omni", media_defaults={"min_pixels": 7056, "max_pixels": 7056}
+    )
+    own: Any = SimpleNamespace(mm_processor_kwargs={"fps": 1.0, "max_pixels": 12_544})
+    model: Any = SimpleNamespace(hf_config=config, multimodal_config=own, max_model_len=100)
+    media = Settings._build(model, {"sieve": "uniform"}).media
+    assert (media.min_pixels, media.max_pixels, media.fps) == (7056, 12_544, 1.0)
 
 
 def test_sound_and_picture_can_be_asked_for_one_by_one_where_the_sieve_can() -> None:

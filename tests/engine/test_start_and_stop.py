@@ -16,8 +16,7 @@ import pytest
 from ep_serve.checkpoint.embedded import build
 from ep_serve.cli import main
 from ep_serve.engine.process import ServerProcess
-from tests.clips import make_clip
-from tests.engine.client import Client, text, user, video
+from tests.engine.client import Client, text, user
 
 pytestmark = pytest.mark.engine
 
@@ -77,22 +76,6 @@ def test_a_stream_that_runs_for_too_long_is_told_that_it_was_aborted(server: Ser
     events = stop_in_mid_stream(server, max_tokens=1500)
     assert events[-1] == "[DONE]"
     assert json.loads(events[-2])["choices"][0]["finish_reason"] == "abort"
-
-
-def test_one_command_starts_an_engine_and_the_gateway(embedded: Path, tmp_path: Path) -> None:
-    options = ["--gateway", *OPTIONS]
-    environment = {
-        "EP_SERVE_GATEWAY_STORE__PATH": str(tmp_path / "store"),
-        "EP_SERVE_GATEWAY_METRICS__ENABLED": "false",
-    }
-    with ServerProcess(embedded, options, log=tmp_path / "log", environment=environment) as process:
-        client = Client(process)
-        deadline = time.monotonic() + 120
-        while httpx.get(f"{client.root}/ready").status_code != 200 and time.monotonic() < deadline:
-            time.sleep(0.5)
-        answer = client.ask(user(video(make_clip(2)), text("What is it?")), max_tokens=4)
-        assert answer.reduction["av_tokens_kept"] > 0
-        assert process.stop() == 0
 
 
 def test_a_checkpoint_that_contradicts_itself_is_refused_in_a_sentence(

@@ -9,7 +9,7 @@ import httpx
 
 from tests.clips import make_clip, make_image, make_wav
 from tests.gateway.abuse_scene import Scene, case, inline
-from tests.gateway.test_probe import flac_bomb, opus_bomb, png_bomb
+from tests.gateway.bombs import flac_bomb, opus_bomb, png_bomb
 
 TOKEN = "<|VIDEO|>"
 

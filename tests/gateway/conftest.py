@@ -98,16 +98,17 @@ def world(tmp_path: Path) -> MakeWorld:
         options: dict[str, Any] = {
             "upstreams": [mock.url for mock in mocks],
             "port": 0,
-            "store": {"path": tmp_path / "store"},
         }
         if keys is not None:
             options["keys_file"] = write_keys(tmp_path / "keys.yaml", keys)
         config = tmp_path / "gateway.yaml"
-        config.write_text(yaml.safe_dump(_merge(FAST, settings)))
+        below = {**FAST, "store": {"path": str(tmp_path / "store")}}
+        config.write_text(yaml.safe_dump(_merge(below, settings)))
         try:
             async with running(load(config, options)) as now:
                 base = f"http://127.0.0.1:{now.port}"
-                async with httpx.AsyncClient(base_url=base, timeout=20) as client:
+                limits = httpx.Limits(max_connections=None)
+                async with httpx.AsyncClient(base_url=base, timeout=20, limits=limits) as client:
                     yield World(now, client, mocks)
         finally:
             for mock in mocks:

@@ -16,6 +16,8 @@ from typing import Any, Literal
 import aiohttp
 from aiohttp import web
 
+from tests.gateway.reductions import made_up
+
 Mode = Literal[
     "ok",
     "hang",
@@ -32,6 +34,7 @@ Mode = Literal[
 ]
 
 MODEL = "mock"
+FINGERPRINT = "mock-1"
 
 
 @dataclass
@@ -41,6 +44,8 @@ class MockUpstream:
     tokens: int = 5
     interval_s: float = 0.0
     mode: Mode = "ok"
+    gate: asyncio.Event | None = None
+    """Streams wait in their middle until it is set."""
     fetch_media: bool = False
     usage: dict[str, Any] = field(default_factory=lambda: {"completion_tokens": 5})
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -137,7 +142,7 @@ class MockUpstream:
                 "created": 1,
                 "model": MODEL,
                 "choices": [{**choice, "finish_reason": "stop"}],
-                "usage": {"prompt_tokens": 3, "total_tokens": 8, **self.usage},
+                "usage": self._usage(body),
             }
         )
 
@@ -146,8 +151,11 @@ class MockUpstream:
         await response.prepare(request)
         if self.mode == "die_after_header":
             return _die(request)
+        asked = (body.get("stream_options") or {}).get("include_usage")
         for number in range(self.tokens):
             if number == self.tokens // 2:
+                if self.gate is not None:
+                    await self.gate.wait()
                 if self.mode == "die_mid":
                     return _die(request)
                 if self.mode == "half_event":
@@ -158,14 +166,26 @@ class MockUpstream:
                     return response
                 if self.mode == "stall":
                     await asyncio.sleep(3_600)
-            await response.write(_event({"content": f"t{number} "}))
+            await response.write(_event({"content": f"t{number} "}, self._end(number, asked)))
             if self.interval_s:
                 await asyncio.sleep(self.interval_s)
-        if (body.get("stream_options") or {}).get("include_usage"):
-            usage = {"prompt_tokens": 3, "total_tokens": 8, **self.usage}
-            await response.write(_chunk({"choices": [], "usage": usage}))
+        if asked:
+            last = {"choices": [], "usage": self._usage(body), "system_fingerprint": FINGERPRINT}
+            await response.write(_chunk(last))
         await response.write(b"data: [DONE]\n\n")
         return response
+
+    def _end(self, number: int, asked: bool | None) -> dict[str, Any]:
+        """What vLLM says in the last event before the usage, or without one."""
+        if number < self.tokens - 1:
+            return {}
+        return {"finish_reason": "stop", **({} if asked else {"system_fingerprint": FINGERPRINT})}
+
+    def _usage(self, body: dict[str, Any]) -> dict[str, Any]:
+        usage = {"prompt_tokens": 3, "total_tokens": 8, **self.usage}
+        if body.get("return_selection"):
+            usage["reduction"] = made_up(body)
+        return usage
 
     async def _fetch(self, body: dict[str, Any]) -> None:
         async with aiohttp.ClientSession() as session:
@@ -195,8 +215,9 @@ def _die(request: web.Request) -> web.Response:
     return web.Response()
 
 
-def _event(delta: dict[str, Any]) -> bytes:
-    return _chunk({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+def _event(delta: dict[str, Any], end: dict[str, Any]) -> bytes:
+    reason = end.pop("finish_reason", None)
+    return _chunk({"choices": [{"index": 0, "delta": delta, "finish_reason": reason}], **end})
 
 
 def _chunk(more: dict[str, Any]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,7 @@ async def events(w: World, **fields: Any) -> tuple[int, list[Any]]:
     if response.status_code != 200:
         return response.status_code, [json.loads(text)]
     assert text.endswith("\n\n")
-    found = []
-    for event in text.removesuffix("\n\n").split("\n\n"):
-        data = event.removeprefix("data: ")
-        found.append(data if data == "[DONE]" else json.loads(data))
-    return 200, found
+    return 200, [json_event(event) for event in text.removesuffix("\n\n").split("\n\n")]
 
 
 @pytest.mark.parametrize("mode", ["error", "die_before", "die_after_header", "hang", "busy"])
@@ -110,35 +107,60 @@ async def test_an_engine_that_comes_back_is_used_again(world: MakeWorld) -> None
         assert len(first.requests) > seen
 
 
-async def test_one_of_three_engines_dies_under_load(world: MakeWorld) -> None:
-    engines = [MockUpstream(tokens=20, interval_s=0.03) for _ in range(3)]
-    async with world(engines) as w:
-        w.client.timeout = httpx.Timeout(15)
+PATIENT = {
+    "connect_timeout_s": 30,
+    "first_byte_timeout_s": 60,
+    "idle_timeout_s": 60,
+    "health_timeout_s": 30,
+}
+"""Nothing but a death ends a stream, however busy the machine is."""
 
-        async def one(number: int) -> str:
-            await asyncio.sleep(number * 0.02)
-            status, found = await events(w)
-            assert status == 200, found
-            assert found[-1] == "[DONE]"
-            if len(found) == 21:
+
+async def test_one_of_three_engines_dies_under_64_streams(world: MakeWorld) -> None:
+    gate = asyncio.Event()
+    dies = MockUpstream(gate=asyncio.Event())
+    others = [MockUpstream(gate=gate) for _ in range(2)]
+    async with world([dies, *others], routing=PATIENT) as w:
+        w.client.timeout = httpx.Timeout(60)
+        began = asyncio.Semaphore(0)
+
+        async def one() -> str:
+            async with w.stream() as response:
+                assert response.status_code == 200, await response.aread()
+                text = ""
+                async for piece in response.aiter_text():
+                    if not text:
+                        began.release()
+                    text += piece
+            *chunks, last, done = [json_event(event) for event in text.split("\n\n")[:-1]]
+            assert done == "[DONE]"
+            assert all("choices" in chunk for chunk in chunks)
+            if "error" not in last:
+                assert len(chunks) + 1 == dies.tokens
                 return "whole"
-            assert found[-2]["error"]["code"] == "upstream_error"
+            assert last["error"]["code"] == "upstream_error"
             return "broken"
 
-        limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(
-            base_url=w.client.base_url, timeout=15, limits=limits
-        ) as client:
-            w.client, old = client, w.client
-            tasks = [asyncio.create_task(one(number)) for number in range(64)]
-            await asyncio.sleep(0.5)
-            started = engines[0].running
-            await engines[0].stop()
-            ends = await asyncio.gather(*tasks)
-            w.client = old
-        assert started > 0
-        assert ends.count("broken") <= started
-        assert ends.count("whole") >= 64 - started
+        started = [asyncio.create_task(one()) for _ in range(64)]
+        for _ in started:
+            await began.acquire()
+        cut = dies.running
+        dies.mode = "hang"  # what it gets from now on does not start before it dies
+        waiting = [asyncio.create_task(one()) for _ in range(32)]
+        while dies.running == cut:
+            await asyncio.sleep(0.01)
+        await dies.stop()
+        gate.set()
+        late = [asyncio.create_task(one()) for _ in range(32)]
+        ends = [await asyncio.gather(*tasks) for tasks in (started, waiting, late)]
+    assert 0 < cut < 64
+    assert Counter(ends[0]) == {"broken": cut, "whole": 64 - cut}
+    assert set(ends[1] + ends[2]) == {"whole"}
+
+
+def json_event(event: str) -> Any:
+    data = event.removeprefix("data: ")
+    return data if data == "[DONE]" else json.loads(data)
 
 
 async def test_draining_tells_others_and_cuts_nobody(world: MakeWorld) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.clips import make_image
+from tests.gateway.bombs import avi_bomb, gif_bomb, opus_bomb, png_bomb
 from tests.gateway.conftest import gateway_process
 from tests.gateway.mock_upstream import MODEL, MockUpstream
+from tests.gateway.test_api import check_error
 from tests.gateway.test_media import data_url, part
-from tests.gateway.test_probe import opus_bomb
 
 pytestmark = pytest.mark.anyio
 
@@ -37,6 +38,49 @@ async def endless(start: bytes, limit: int) -> AsyncIterator[bytes]:
     yield start
     for _ in range(limit // MIB):
         yield b"x" * MIB
+
+
+BOMB = 25_000_000
+BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "sound for eleven days": (lambda: opus_bomb(BOMB, honest=True), "1800 s"),
+    "sound that says it takes no time": (lambda: opus_bomb(BOMB), "1800 s"),
+    "a picture with too many pixels": (lambda: png_bomb(60_000, 60_000, BOMB), "35389440 pixels"),
+    "a picture that moves for hours": (lambda: gif_bomb(BOMB), "1800 s"),
+    "a video of a million pictures": (lambda: avi_bomb(BOMB, 10_000), "216000"),
+    "a video for a month": (lambda: avi_bomb(BOMB, 1), "1800 s"),
+}
+"""Each with what names the limit in the refusal."""
+
+
+async def test_bombs_of_25_mb_are_refused_with_the_limit_and_cost_no_memory(
+    tmp_path: Path,
+) -> None:
+    patient = {"media": {"probe": {"timeout_s": 100, "cpu_s": 100}}}  # this machine may be busy
+    async with (
+        MockUpstream() as engine,
+        gateway_process(tmp_path, engine, **patient) as (process, port),
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=120) as client,
+    ):
+
+        async def upload(name: str) -> None:
+            make, words = BOMBS[name]
+            answer = await client.post("/v1/files", files={"file": ("a", make())})
+            error = check_error(answer, 422, "media_refused")
+            assert words in error["message"], (name, error)
+
+        async def inline(name: str) -> None:
+            make, words = BOMBS[name]
+            message = {"role": "user", "content": part("audio_url", data_url(make()))}
+            given = {"model": MODEL, "messages": [message]}
+            error = check_error(await client.post("/v1/chat/completions", json=given), 422)
+            assert words in error["message"], (name, error)
+
+        await asyncio.gather(*(upload(name) for name in BOMBS))
+        await inline("sound for eleven days")
+        assert not engine.requests
+        print(f"peak {peak(process.pid) / MIB:.0f} MiB")
+        assert peak(process.pid) < BOUND
+        assert not [f for f in (tmp_path / "store" / "blobs").rglob("*") if f.is_file()]
 
 
 async def test_memory_stays_bounded_under_abuse(tmp_path: Path) -> None:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import signal
-import struct
 import time
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import pytest
 
 from ep_serve.gateway.errors import ApiError
@@ -23,6 +18,7 @@ from ep_serve.gateway.media.probe import Prober
 from ep_serve.gateway.metrics import Metrics
 from ep_serve.gateway.settings import ProbeSettings
 from tests.clips import make_clip, make_image, make_sound, make_wav
+from tests.gateway.bombs import flac_bomb, opus_bomb, png_bomb
 
 pytestmark = pytest.mark.anyio
 
@@ -101,73 +97,6 @@ async def test_limits_are_named(tmp_path: Path) -> None:
             with pytest.raises(ApiError, match=words) as error:
                 await probe(data)
             assert error.value.status in (415, 422)
-
-
-def opus_bomb(nbytes: int) -> bytes:
-    """An Ogg file of Opus packets of one byte, each of which decodes to 120 ms of silence."""
-
-    def page(kind: int, granule: int, number: int, packets: list[bytes]) -> bytes:
-        table = bytes(len(packet) for packet in packets)
-        head = struct.pack("<4sBBqIII", b"OggS", 0, kind, granule, 1, number, 0)
-        body = head + bytes([len(table)]) + table + b"".join(packets)
-        return body[:22] + struct.pack("<I", _ogg_crc(body)) + body[26:]
-
-    pages = [
-        page(2, 0, 0, [b"OpusHead" + struct.pack("<BBHIhB", 1, 1, 0, 48_000, 0, 0)]),
-        page(0, 0, 1, [b"OpusTags" + struct.pack("<I", 0) + struct.pack("<I", 0)]),
-    ]
-    # Silk, 60 ms a frame, two frames: 120 ms in one byte and a count.
-    packet = b"\x1b\x02"
-    per_page = 255
-    size = len(page(0, 0, 2, [packet] * per_page))
-    granule = 0
-    for number in range(nbytes // size):
-        granule += 0  # the header lies: no time passes
-        pages.append(page(0, granule, number + 2, [packet] * per_page))
-    return b"".join(pages)
-
-
-_CRC = [0] * 256
-for _i in range(256):
-    _r = _i << 24
-    for _ in range(8):
-        _r = (_r << 1) ^ 0x04C11DB7 if _r & 0x80000000 else _r << 1
-    _CRC[_i] = _r & 0xFFFFFFFF
-
-
-def _ogg_crc(data: bytes) -> int:
-    value = 0
-    for byte in data:
-        value = ((value << 8) & 0xFFFFFFFF) ^ _CRC[(value >> 24) ^ byte]
-    return value
-
-
-def png_bomb(width: int, height: int) -> bytes:
-    """A PNG of few bytes and many pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    row = zlib.compress(bytes(1 << 20), 9)
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", row) + chunk(b"IEND", b"")
-
-
-def flac_bomb(seconds: int) -> bytes:
-    """Digital silence, which FLAC shrinks a thousandfold."""
-    file = io.BytesIO()
-    with av.open(file, "w", format="flac") as output:
-        stream: Any = output.add_stream("flac", rate=192_000)
-        stream.layout = "7.1"
-        samples = np.zeros((1, 192_000 * 8), np.int16)
-        for second in range(seconds):
-            frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="7.1")
-            frame.sample_rate, frame.pts = 192_000, second * 192_000
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
-    return file.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from ep_serve.gateway.errors import ApiError
 from ep_serve.gateway.metrics import Metrics
 from ep_serve.gateway.routing import Demand, Router, rendezvous
 from ep_serve.gateway.settings import GatewaySettings, QueueSettings, RoutingSettings, load
+from ep_serve.gateway.tracing import Tracing
 from ep_serve.gateway.upstreams import Upstream, Upstreams
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.mock_upstream import MockUpstream
@@ -27,6 +28,8 @@ def make_router(
 ) -> tuple[Router, list[Upstream]]:
     routing = routing or RoutingSettings()
     settings: GatewaySettings = load(None, {"upstreams": ["http://127.0.0.1:1"]})
+    changed = {"routing": routing, "queue": queue or QueueSettings()}
+    settings = settings.model_copy(update=changed)
     upstreams = Upstreams(settings, Metrics())
     made = []
     for number in range(engines):
@@ -35,7 +38,7 @@ def make_router(
         upstream.checked(True)
         upstreams._known[URL("http://engine:8000"), address] = upstream
         made.append(upstream)
-    return Router(upstreams, routing, queue or QueueSettings(), Metrics()), made
+    return Router(upstreams, settings, Metrics(), Tracing()), made
 
 
 async def test_requests_without_media_go_where_the_least_work_is() -> None:

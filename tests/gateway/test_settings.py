@@ -113,3 +113,28 @@ def test_a_new_key_is_printed_with_its_entry(capsys: pytest.CaptureFixture[str])
     printed = capsys.readouterr().out
     assert yaml.safe_load(printed)["keys"][0]["name"] == "alice"
     assert "sk-ep-" in printed
+
+
+def test_a_bucket_is_named_in_the_file_and_its_keys_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "g.yaml"
+    file.write_text("upstreams: [http://a]\nstore: {s3: {bucket: media, prefix: a/b}}\n")
+    assert load(None, {"upstreams": UPSTREAM}).store.s3 is None
+    monkeypatch.setenv("EP_SERVE_GATEWAY_STORE__S3__ACCESS_KEY_ID", "name-of-a-key")
+    with pytest.raises(SettingsError, match="both access_key_id and secret_access_key"):
+        load(file)
+    monkeypatch.setenv("EP_SERVE_GATEWAY_STORE__S3__SECRET_ACCESS_KEY", "hush")
+    settings = load(file)
+    assert settings.store.s3 is not None
+    assert settings.store.s3.bucket == "media"
+    assert "hush" not in to_yaml(settings)
+    assert "name-of-a-key" not in to_yaml(settings)
+
+
+@pytest.mark.parametrize(
+    "s3", [{}, {"bucket": "a/b"}, {"bucket": "a", "prefix": "/a"}, {"bucket": "a", "endpoint": "x"}]
+)
+def test_a_bucket_that_cannot_be_is_refused(s3: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match=r"^store\.s3\."):
+        load(None, {"upstreams": UPSTREAM, "store": {"s3": s3}})

@@ -94,12 +94,12 @@ def media_parts(messages: list[Any], max_parts: int) -> Iterator[MediaPart]:
 
 def _media_part(part: Any, where: str) -> MediaPart | None:
     kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str) or kind not in KNOWN:
+        raise invalid(f"{where}.type must be one of: {', '.join(KNOWN)}.", f"{where}.type")
     if kind in _TEXT_PARTS:
         if not isinstance(part.get(kind), str) or _foreign(part, kind):
             raise invalid(f"{where} must have a string {kind!r} and no other content.", where)
         return None
-    if not isinstance(kind, str) or kind not in KNOWN:
-        raise invalid(f"{where}.type must be one of: {', '.join(KNOWN)}.", f"{where}.type")
     value = part.get(kind)
     if not isinstance(value, dict) or _foreign(part, kind):
         raise invalid(f"{where} must have an object {kind!r} and no other content.", where)

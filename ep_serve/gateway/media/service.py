@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from ep_serve.gateway.errors import ApiError, invalid
 from ep_serve.gateway.media.fetch import Fetcher, too_large
+from ep_serve.gateway.media.index import Blob, File
 from ep_serve.gateway.media.lending import Lender
 from ep_serve.gateway.media.parts import Inline, MediaPart, Modality, Remote, Uploaded
 from ep_serve.gateway.media.probe import Prober
-from ep_serve.gateway.media.store import Blob, File, Store, Upload
+from ep_serve.gateway.media.store import Store, Upload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from ep_serve.gateway.keys import Key
     from ep_serve.gateway.limits import KeyLimits
     from ep_serve.gateway.metrics import Metrics
-    from ep_serve.gateway.settings import GatewaySettings
+    from ep_serve.gateway.settings import GatewaySettings, StoreSettings
+    from ep_serve.gateway.tracing import Tracing
 
 WORK_PER_SECOND = 0.1
 """Cost of a second of video or sound, where a short text costs 1."""
@@ -41,24 +43,27 @@ class Lent:
 class MediaService:
     """Everything that happens to media."""
 
-    def __init__(self, settings: GatewaySettings, limits: KeyLimits, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: GatewaySettings, limits: KeyLimits, metrics: Metrics, tracing: Tracing
+    ) -> None:
         self._settings = settings.media
         self._limits = limits
         self._metrics = metrics
+        self._tracing = tracing
         self._slots = asyncio.Semaphore(settings.media.concurrency)
-        self.store = Store(settings.store, metrics)
+        self.store = _store(settings.store, metrics)
         self.fetcher = Fetcher(settings.media)
         self.prober = Prober(settings.media.probe, metrics)
         self.lender = Lender()
 
     async def open(self) -> None:
-        self.store.open()
+        await self.store.open()
         await self.fetcher.open()
 
     async def close(self) -> None:
         await self.fetcher.close()
         await self.prober.close()
-        self.store.close()
+        await self.store.close()
 
     @asynccontextmanager
     async def lent(self, parts: Sequence[MediaPart], key: Key) -> AsyncIterator[Lent]:
@@ -83,7 +88,7 @@ class MediaService:
                 facts = await self.probed(blob)
                 modality = part.modality or _natural(facts)
                 _check(modality, facts, part.where)
-                path = stack.enter_context(self.store.pinned(blob.digest))
+                path = await stack.enter_async_context(self.store.pinned(blob.digest))
                 url = stack.enter_context(self.lender.lent(path))
                 name = cache_id(key.owner, modality, blob.digest)
                 part.rewrite(modality, url, name)
@@ -94,15 +99,9 @@ class MediaService:
     async def add_file(self, upload: Upload, key: Key, name: str, purpose: str) -> File:
         """Keep a complete upload as a file, if it is a medium that is served."""
         blob = await upload.commit()
-        with self.store.pinned(blob.digest):
-            refused = True
-            try:
-                await self.probed(blob)
-                refused = False
-                return self.store.add_file(key.owner, blob, name, purpose)
-            finally:
-                if refused:
-                    asyncio.get_running_loop().call_soon(self.store.discard_unused, blob.digest)
+        async with self.store.pinned(blob.digest):
+            await self.probed(blob)
+            return await self.store.add_file(key.owner, blob, name, purpose)
 
     async def receive(self, upload: Upload, data: bytes, key: Key, source: str) -> None:
         """Add bytes to an upload, inside all limits."""
@@ -116,8 +115,13 @@ class MediaService:
         """The facts about a stored medium, remembered or found."""
         facts = self.store.facts(blob.digest)
         if facts is None:
-            with self.store.pinned(blob.digest) as path:
-                facts = await self.prober.probe(path)
+            try:
+                probing = self._tracing.span("probe", bytes=blob.nbytes)
+                async with probing, self.store.pinned(blob.digest) as path:
+                    facts = await self.prober.probe(path)
+            except ApiError:  # as soon as the request has let go of it, too
+                asyncio.get_running_loop().call_soon(self.store.discard_unused, blob.digest)
+                raise
             self.store.remember_facts(blob.digest, facts)
         return facts
 
@@ -125,8 +129,8 @@ class MediaService:
         """The stored medium of a part, pinned until the end of `stack`."""
         source = part.source
         if isinstance(source, Uploaded):
-            file = self.store.file(key.owner, source.file_id)
-            stack.enter_context(self.store.pinned(file.digest))
+            file = await self.store.file(key.owner, source.file_id)
+            await stack.enter_async_context(self.store.pinned(file.digest))
             return Blob(file.digest, file.nbytes)
         async with self._slots, self.store.receive() as upload:
             if isinstance(source, Inline):
@@ -134,7 +138,7 @@ class MediaService:
             else:
                 await self._fetch(source, upload, key)
             blob = await upload.commit()
-            stack.enter_context(self.store.pinned(blob.digest))
+            await stack.enter_async_context(self.store.pinned(blob.digest))
             return blob
 
     async def _decode(self, text: str, upload: Upload, key: Key, where: str) -> None:
@@ -149,8 +153,18 @@ class MediaService:
             await asyncio.sleep(0)
 
     async def _fetch(self, source: Remote, upload: Upload, key: Key) -> None:
-        async for chunk in self.fetcher.chunks(source.url):
-            await self.receive(upload, chunk, key, "fetched")
+        async with self._tracing.span("fetch") as span:
+            async for chunk in self.fetcher.chunks(source.url):
+                await self.receive(upload, chunk, key, "fetched")
+            span.set(bytes=upload.nbytes)
+
+
+def _store(settings: StoreSettings, metrics: Metrics) -> Store:
+    if settings.s3 is None:
+        return Store(settings, metrics)
+    from ep_serve.gateway.media.shared import SharedStore  # its library takes time to load
+
+    return SharedStore(settings, settings.s3, metrics)
 
 
 def cache_id(tenant: str, modality: Modality, digest: str) -> str:

@@ -103,6 +103,9 @@ true
 {{- if and $gateway.store.persistent (gt (int $gateway.replicas) 1) -}}
 {{- fail (printf "gateway.store.persistent: one process owns the store, so replicas must be 1 (got %d)" (int $gateway.replicas)) -}}
 {{- end -}}
+{{- if and $gateway.store.s3Secret (not (dig "store" "s3" false $gateway.settings)) -}}
+{{- fail "gateway.store.s3Secret: name the bucket too, in gateway.settings.store.s3" -}}
+{{- end -}}
 {{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
 {{- fail "httpRoute.parentRefs: name at least one Gateway" -}}
 {{- end -}}

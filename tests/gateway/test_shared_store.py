@@ -1,0 +1,377 @@
+"""Files in a bucket that several gateways share, on a server that speaks S3."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from moto.server import ThreadedMotoServer
+from obstore.store import S3Store
+
+from ep_serve.gateway.errors import ApiError
+from ep_serve.gateway.media.index import File
+from ep_serve.gateway.media.shared import ORPHAN_S, SharedStore
+from ep_serve.gateway.metrics import Metrics
+from ep_serve.gateway.settings import S3Settings, SettingsError, StoreSettings
+from tests.clips import make_image, make_wav
+from tests.gateway.conftest import MakeWorld, bearer
+from tests.gateway.mock_upstream import MockUpstream
+from tests.gateway.test_api import check_error
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config
+
+pytestmark = pytest.mark.anyio
+
+KEYS: S3Config = {"access_key_id": "test", "secret_access_key": "a-secret-of-the-bucket"}
+
+
+@dataclass
+class Server:
+    """A server that speaks S3; `bucket` is empty at the beginning of a test."""
+
+    url: str
+    bucket: str = "media"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"bucket": self.bucket, "endpoint": self.url, "timeout_s": 20, **KEYS}
+
+    @property
+    def raw(self) -> S3Store:
+        """What anybody may do who has the keys."""
+        return S3Store(
+            self.bucket,
+            config={"endpoint": self.url, "region": "us-east-1", **KEYS},
+            client_options={"allow_http": True},
+        )
+
+    def objects(self) -> dict[str, int]:
+        """Sizes by name."""
+        return {item["path"]: item["size"] for item in self.raw.list().collect()}
+
+    def blobs(self) -> dict[str, int]:
+        found = {name: size for name, size in self.objects().items() if name.startswith("blobs/")}
+        return {name.rpartition("/")[2]: size for name, size in found.items()}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    yield Server(f"http://{host}:{port}")
+    moto.stop()
+
+
+@pytest.fixture
+def bucket(server: Server) -> Server:
+    httpx.post(f"{server.url}/moto-api/reset", timeout=20)
+    httpx.put(f"{server.url}/{server.bucket}", timeout=20)
+    return server
+
+
+@asynccontextmanager
+async def gateway(
+    bucket: Server, folder: Path, s3: dict[str, Any] | None = None, **settings: Any
+) -> AsyncIterator[SharedStore]:
+    shared = S3Settings(**{**bucket.settings, **(s3 or {})})
+    store = SharedStore(StoreSettings(path=folder, **settings), shared, Metrics())
+    await store.open()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def two(bucket: Server, tmp_path: Path) -> AsyncIterator[list[SharedStore]]:
+    """Two gateways on one bucket."""
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(gateway(bucket, tmp_path / name)) for name in ("a", "b")
+        ]
+
+
+async def put(store: SharedStore, data: bytes, tenant: str = "t", name: str = "name") -> File:
+    async with store.receive() as upload:
+        await upload.write(data)
+        blob = await upload.commit()
+    async with store.pinned(blob.digest):
+        return await store.add_file(tenant, blob, name, "vision")
+
+
+async def content(store: SharedStore, file: File) -> bytes:
+    async with store.pinned(file.digest) as path:
+        return path.read_bytes()
+
+
+def store_path(digest: str) -> str:
+    return f"blobs/{digest[:2]}/{digest}"
+
+
+async def names(store: SharedStore, tenant: str = "t") -> list[str]:
+    return [file.name for file in await store.files(tenant, None, 1_000)]
+
+
+async def test_one_gateway_serves_what_another_received(two: list[SharedStore]) -> None:
+    a, b = two
+    large = bytes(range(256)) * 50_000  # in several parts
+    file = await put(a, large, name="naïve \u202e?.mp4")
+    found = await b.file("t", file.id)
+    assert found == file
+    assert await content(b, found) == large
+    assert await names(b) == ["naïve \u202e?.mp4"]
+
+
+async def test_a_gateway_that_starts_without_a_memory_finds_everything(
+    bucket: Server, tmp_path: Path
+) -> None:
+    async with gateway(bucket, tmp_path / "old") as store:
+        files = [await put(store, bytes([number]) * 100, name=str(number)) for number in range(5)]
+    async with gateway(bucket, tmp_path / "new") as store:
+        assert await names(store) == ["4", "3", "2", "1", "0"]
+        assert store._shared.used == 500
+        assert [await content(store, file) for file in files] == [
+            bytes([number]) * 100 for number in range(5)
+        ]
+
+
+async def test_the_same_content_is_in_the_bucket_once(
+    two: list[SharedStore], bucket: Server
+) -> None:
+    a, b = two
+    files = [await put(store, b"same", tenant) for store in two for tenant in ("t", "u")]
+    assert bucket.blobs() == {hashlib.sha256(b"same").hexdigest(): 4}
+    assert len({file.id for file in files}) == 4
+    assert a._shared.used == b._shared.used == 4
+
+
+async def test_a_file_deleted_at_one_gateway_is_gone_at_all(
+    two: list[SharedStore], bucket: Server
+) -> None:
+    a, b = two
+    first, second = await put(a, b"same"), await put(b, b"same")
+    assert await content(b, first) == b"same"
+    await a.delete_file("t", first.id)
+    with pytest.raises(ApiError, match="no such file"):
+        await b.file("t", first.id)
+    assert await content(b, await b.file("t", second.id)) == b"same"
+    await b.delete_file("t", second.id)
+    assert bucket.objects() == {}
+    assert await names(a) == []
+
+
+async def test_a_file_belongs_to_its_tenant(two: list[SharedStore]) -> None:
+    a, b = two
+    file = await put(a, b"x", "t")
+    for store in two:
+        for tenant, file_id in (("u", file.id), ("t", "file-none"), ("t", "../t/" + file.id)):
+            with pytest.raises(ApiError) as error:
+                await store.file(tenant, file_id)
+            assert error.value.status == 404
+    assert await names(b, "u") == []
+
+
+async def test_files_are_listed_in_pages_from_new_to_old(two: list[SharedStore]) -> None:
+    a, b = two
+    for number in range(7):
+        await put(two[number % 2], bytes([number]), name=str(number))
+    page = await b.files("t", None, 3)
+    assert [file.name for file in page] == ["6", "5", "4"]
+    rest = await a.files("t", page[-1].id, 10)
+    assert [file.name for file in rest] == ["3", "2", "1", "0"]
+
+
+async def test_the_bucket_stays_within_its_quota(bucket: Server, tmp_path: Path) -> None:
+    async with gateway(bucket, tmp_path, {"quota_bytes": 5_000}) as store:
+
+        async def one(number: int) -> None:
+            await put(store, number.to_bytes(4, "big") * 250, name=str(number))
+
+        for start in range(0, 20, 4):
+            await asyncio.gather(*(one(number) for number in range(start, start + 4)))
+            assert sum(bucket.blobs().values()) == store._shared.used <= 5_000
+        kept = await store.files("t", None, 100)
+        assert {file.digest for file in kept} == set(bucket.blobs())
+        assert len(kept) == 5
+        with pytest.raises(ApiError) as error:
+            await put(store, b"x" * 5_001)
+        assert error.value.status == 503
+        assert len(await store.files("t", None, 100)) == 5
+
+
+async def test_two_gateways_keep_one_quota(bucket: Server, tmp_path: Path) -> None:
+    quota = {"quota_bytes": 5_000}
+    async with (
+        gateway(bucket, tmp_path / "a", quota) as a,
+        gateway(bucket, tmp_path / "b", quota) as b,
+    ):
+        for number in range(12):
+            await put((a, b)[number % 2], bytes([number]) * 1_000, name=str(number))
+        for store in (a, b):
+            await store._look()
+        await put(a, b"z" * 1_000)
+        assert sum(bucket.blobs().values()) <= 5_000
+        for store in (a, b):
+            assert {f.digest for f in await store.files("t", None, 99)} == set(bucket.blobs())
+
+
+async def test_the_disk_is_a_cache_within_its_own_quota(bucket: Server, tmp_path: Path) -> None:
+    async with gateway(bucket, tmp_path, quota_bytes=3_000) as store:
+        files = [await put(store, bytes([number]) * 1_000) for number in range(6)]
+        assert store.used_bytes == 3_000
+        assert [await content(store, file) for file in files] == [
+            bytes([number]) * 1_000 for number in range(6)
+        ]
+        assert store.used_bytes == 3_000
+
+
+async def test_media_of_requests_stay_out_of_the_bucket(bucket: Server, tmp_path: Path) -> None:
+    async with gateway(bucket, tmp_path) as store:
+        async with store.receive() as upload:
+            await upload.write(b"inline")
+            blob = await upload.commit()
+        async with store.pinned(blob.digest) as path:
+            assert path.read_bytes() == b"inline"
+    assert bucket.objects() == {}
+
+
+async def test_files_grow_old_and_orphans_too(bucket: Server, tmp_path: Path) -> None:
+    often = {"sync_interval_s": 0.01}
+    async with gateway(bucket, tmp_path, often, file_ttl_s=1) as store:
+        file = await put(store, b"old")
+        bucket.raw.put(store_path("aaaa"), b"of a gateway that died")
+        await asyncio.sleep(2.1)
+        await store.sweep()
+        assert set(bucket.objects()) == set(map(store_path, ("aaaa", file.digest)))
+        with pytest.raises(ApiError):
+            await store.file("t", file.id)
+        store._shared._execute("UPDATE blobs SET used = ?", time.time() - ORPHAN_S - 1)
+        await store.sweep()
+        assert bucket.objects() == {}
+        assert store._shared.used == 0
+
+
+async def test_a_file_whose_content_is_gone_is_gone(two: list[SharedStore], bucket: Server) -> None:
+    a, b = two
+    file = await put(a, b"lost")
+    bucket.raw.delete(store_path(file.digest))
+    with pytest.raises(ApiError) as error:
+        await content(b, await b.file("t", file.id))
+    assert error.value.status == 404
+    for store in two:
+        await store._look()
+    await a._look()  # what it knew itself it forgets first
+    assert bucket.objects() == {}
+
+
+async def test_content_that_was_changed_in_the_bucket_is_not_served(
+    two: list[SharedStore], bucket: Server
+) -> None:
+    a, b = two
+    file = await put(a, b"right")
+    bucket.raw.put(store_path(file.digest), b"wrong")
+    with pytest.raises(ApiError) as error:
+        await content(b, file)
+    assert error.value.status == 404
+
+
+async def test_foreign_objects_do_no_harm(bucket: Server, tmp_path: Path) -> None:
+    for name, body in (("files/x/file-1", b"no json"), ("files/x/file-2", b"{}"), ("else", b"")):
+        bucket.raw.put(name, body)
+    async with gateway(bucket, tmp_path) as store:
+        await put(store, b"x")
+        assert await names(store) == ["name"]
+        await store._look()
+
+
+async def test_a_prefix_keeps_two_deployments_apart(bucket: Server, tmp_path: Path) -> None:
+    async with (
+        gateway(bucket, tmp_path / "a", {"prefix": "team/a"}) as a,
+        gateway(bucket, tmp_path / "b", {"prefix": "team/b"}) as b,
+    ):
+        file = await put(a, b"x")
+        with pytest.raises(ApiError):
+            await b.file("t", file.id)
+        assert all(name.startswith("team/a/") for name in bucket.objects())
+
+
+async def test_a_bucket_that_cannot_be_used_is_said_at_the_start(
+    bucket: Server, tmp_path: Path
+) -> None:
+    for wrong in ({"bucket": "nowhere"}, {"endpoint": "http://127.0.0.1:1", "timeout_s": 0.2}):
+        with pytest.raises(
+            SettingsError, match=r"store\.s3: the bucket .* cannot be used"
+        ) as error:
+            async with gateway(bucket, tmp_path, wrong):
+                pass
+        assert KEYS["secret_access_key"] not in str(error.value)
+
+
+# -- through the gateway ----------------------------------------------------------------------
+
+
+async def test_a_file_sent_to_one_gateway_is_asked_about_at_another(
+    world: MakeWorld, bucket: Server, tmp_path: Path
+) -> None:
+    keys = [{"name": "anna"}, {"name": "ben"}]
+    folder = {"path": str(tmp_path / "second")}
+    async with (
+        world(keys=keys, store={"s3": bucket.settings}) as one,
+        world(
+            [MockUpstream(fetch_media=True)], keys, store={"s3": bucket.settings, **folder}
+        ) as other,
+    ):
+        picture = make_image()
+        sent = (await one.upload(picture, headers=bearer("anna"))).json()
+        content = [{"type": "image_url", "image_url": {"file_id": sent["id"]}}]
+        answer = await other.ask(content, headers=bearer("anna"))
+        assert answer.status_code == 200, answer.text
+        assert other.engine.media == [picture]
+        check_error(await other.ask(content, headers=bearer("ben")), 404, "file_not_found")
+        url = f"/v1/files/{sent['id']}"
+        got = await other.client.get(f"{url}/content", headers=bearer("anna"))
+        assert got.content == picture
+        assert (await other.client.get(url, headers=bearer("anna"))).json() == sent
+        listed = (await other.client.get("/v1/files", headers=bearer("anna"))).json()
+        assert listed["data"] == [sent]
+        assert (await other.client.delete(url, headers=bearer("anna"))).json()["deleted"]
+        check_error(await one.ask(content, headers=bearer("anna")), 404, "file_not_found")
+        assert bucket.objects() == {}
+
+
+async def test_what_is_refused_never_reaches_the_bucket(world: MakeWorld, bucket: Server) -> None:
+    async with world(store={"s3": bucket.settings}) as w:
+        check_error(await w.upload(b"no medium"), 415)
+        check_error(await w.upload(make_wav(1)[:30]), 415)
+        assert bucket.objects() == {}
+        assert w.gateway.media.store.used_bytes == 0
+
+
+async def test_a_bucket_that_goes_away_stops_files_and_nothing_else(
+    world: MakeWorld, tmp_path: Path
+) -> None:
+    moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    bucket = Server(f"http://{host}:{port}")
+    httpx.put(f"{bucket.url}/{bucket.bucket}", timeout=20)
+    async with world(store={"s3": {**bucket.settings, "timeout_s": 0.3}}) as w:
+        sent = (await w.upload(make_image())).json()
+        moto.stop()
+        refused = await w.upload(make_image(number=2))
+        error = check_error(refused, 503, "storage_unavailable")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert str(port) not in error["message"]
+        check_error(await w.client.get(f"/v1/files/{sent['id']}"), 503, "storage_unavailable")
+        assert (await w.ask("text")).status_code == 200
+        assert (await w.client.get("/ready")).status_code == 200

@@ -59,6 +59,7 @@ PARTS: dict[str, Any] = {
     },
     "a medium beside a text": {"type": "text", "text": "x", "image_url": {"url": "http://x/"}},
     "a part without a type": {"image_url": {"url": "http://127.0.0.1/"}},
+    "a part whose type is an object": {"type": {"type": "text"}, "text": "x"},
     "a part that is a string": "http://127.0.0.1/",
     "a url that is a list": {"type": "image_url", "image_url": {"url": ["http://127.0.0.1/"]}},
     "a media token in a part": {"type": "text", "text": f"a {TOKEN} b"},

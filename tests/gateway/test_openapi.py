@@ -15,7 +15,7 @@ from tests.gateway.mock_upstream import MODEL
 
 pytestmark = pytest.mark.anyio
 
-EXAMPLES = 25
+EXAMPLES = 20
 """Of each operation and phase; about ten seconds on an idle machine."""
 CONFIG = """
 [checks]

@@ -365,7 +365,7 @@ async def test_a_bucket_that_goes_away_stops_files_and_nothing_else(
     host, port = moto.get_host_and_port()
     bucket = Server(f"http://{host}:{port}")
     httpx.put(f"{bucket.url}/{bucket.bucket}", timeout=20)
-    async with world(store={"s3": {**bucket.settings, "timeout_s": 0.3}}) as w:
+    async with world(store={"s3": {**bucket.settings, "timeout_s": 5}}) as w:
         sent = (await w.upload(make_image())).json()
         moto.stop()
         refused = await w.upload(make_image(number=2))

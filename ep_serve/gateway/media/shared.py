@@ -67,6 +67,7 @@ class SharedStore(Store):
         try:
             await self._look()
         except ApiError as error:
+            await self.close()
             reason = str(error.__cause__).splitlines()[0][:300]
             raise SettingsError(
                 f"store.s3: the bucket {self._where} cannot be used ({reason})"

@@ -16,6 +16,11 @@ def main() -> int:
     embedded = actions.add_parser("embedded", help="train the embedded model from nothing")
     embedded.add_argument("--out", type=Path, required=True, metavar="DIR", help="for all files")
     embedded.add_argument("--short", action="store_true", help="a few minutes, to try it out")
+    embedded.add_argument(
+        "--variant",
+        default="shipped",
+        help="full, closed, closed-uniform, closed-random or mrope, to compare with",
+    )
     embedded.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
     embedded.add_argument("--processes", type=int, default=2, help="of one thread each")
     arguments = parser.parse_args()
@@ -26,6 +31,7 @@ def main() -> int:
     report = train(
         arguments.out,
         SHORT if arguments.short else FULL,
+        variant=arguments.variant,
         seed=arguments.seed,
         processes=arguments.processes,
     )

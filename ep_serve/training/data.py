@@ -24,7 +24,7 @@ from ep_serve.layout import (
     build_layout,
 )
 from ep_serve.training.batch import Batch, Example, collate
-from ep_serve.training.labels import ASPECTS, TOKENS_PER_SECOND
+from ep_serve.training.labels import ASPECTS, TOKENS_PER_SECOND, tell_seconds
 from ep_serve.training.questions import Question
 from ep_serve.training.tokens import TokenClip
 
@@ -176,8 +176,8 @@ def _aspects(clip: TokenClip, shown: Shown) -> dict[str, NDArray[np.int64]]:
     )
     last = clip.scene.seconds - 1  # a track of sound may be a little longer
     aspects = {}
-    for aspect, truth in clip.labels.seconds.items():
-        told = len(shown.audio) if aspect == "sound" else len(shown.video)
+    for aspect, truth in tell_seconds(clip.scene).items():
+        told = len(shown.audio) if "sound" in aspect else len(shown.video)
         aspects[aspect] = np.where(
             (seconds <= last) & bool(told), truth[seconds.clip(max=last)], NOT_TOLD
         )

@@ -5,7 +5,6 @@ Every stage leaves files; a run that was stopped goes on where it was.
 
 from __future__ import annotations
 
-import json
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -16,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ep_serve.checkpoint.directory import new_directory
+from ep_serve.checkpoint.directory import new_directory, read_json, write_json
 from ep_serve.training import architecture, towers
 from ep_serve.training.data import Lesson, Prompts
 from ep_serve.training.features import MakeFeatures
-from ep_serve.training.language import Course, Lessons, Verdict, examine, follow
+from ep_serve.training.language import VARIANTS, Course, Lessons, Verdict, examine, follow
 from ep_serve.training.store import make_parts, read_parts, save
 from ep_serve.training.together import train_together
 from ep_serve.training.tokens import MakeTokens
@@ -52,43 +51,68 @@ SHORT = Effort(segments=400, seeing=300, hearing=200, clips=300, language=250, h
 """A few minutes: enough to know more than a guess."""
 
 
-def train(out: Path, effort: Effort, *, seed: int = 0, processes: int = 2) -> dict[str, Any]:
+def train(
+    out: Path,
+    effort: Effort,
+    *,
+    variant: str = "shipped",
+    seed: int = 0,
+    processes: int = 2,
+) -> dict[str, Any]:
     """Make the checkpoint `out/model`, or finish one that was begun.
+
+    A variant, or another seed, shares towers and clips with what is in `out` already; its results
+    go to `out/VARIANT-SEED`.
 
     Args:
         out: For data, curves, states and results.
         effort: How much to do.
-        seed: Of everything; the data are those of the seeds 0 and up in every run.
+        variant: One of `VARIANTS`.
+        seed: Of the language model; clips and towers are the same for all.
         processes: Processes of one thread each.
 
     Returns:
-        The shares of right answers, also written to `out/report.json`.
+        The shares of right answers, also written to `report.json`.
     """
     frame = out / "frame"
     architecture.write_frame(frame)
-    _train_towers(out, effort, seed, processes)
+    _train_towers(out, effort, processes)
     made = MakeTokens(out / "towers.pt", LENGTHS)
     clips = make_parts(out / "clips", made, range(effort.clips), processes)
     held = range(HELD_OUT, HELD_OUT + effort.held_out)
     held_out = make_parts(out / "held-out", made, held, processes)
-    course = Course(out / "language", tuple(clips), frame, effort.language, seed)
+    own = out if (variant, seed) == ("shipped", 0) else out / f"{variant}-{seed}"
+    course = Course(
+        folder=own / "language",
+        parts=tuple(clips),
+        checkpoint=frame,
+        steps=effort.language,
+        seed=seed,
+        variant=VARIANTS[variant],
+    )
     train_together(follow, processes, course)
-    report = summary(_examine(course, held_out))
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    if not (out / "model").is_dir():
-        export(out, out / "model")
-    return report
+    if not (own / "model").is_dir():
+        export(course, out / "towers.pt", own / "model")
+    if not (own / "report.json").is_file():
+        report = summary(_examine(course, held_out))
+        write_json(own / "report.json", report)
+    return read_json(own / "report.json")
 
 
-def export(out: Path, target: Path) -> None:
+def export(course: Course, towers_file: Path, target: Path) -> None:
     """Write the checkpoint of a finished training."""
-    towers_state = torch.load(out / "towers.pt", weights_only=True)
-    state = torch.load(out / "language" / "state.pt", weights_only=True)["module"]
+    towers_state = torch.load(towers_file, weights_only=True)
+    state = torch.load(course.folder / "state.pt", weights_only=True)["module"]
+    config = architecture.config()
+    if course.variant.sections is not None:
+        text = config["thinker_config"]["text_config"]
+        text["sync_rope_section"] = list(course.variant.sections)
     with new_directory(target) as new:
         architecture.write_frame(new)
+        write_json(new / "config.json", config)
         write_weights(
             new,
-            architecture.config(),
+            config,
             _part(state, "thinker."),
             {
                 "visual": _part(towers_state["seeing"], "tower."),
@@ -101,7 +125,7 @@ def _part(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor
     return {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
 
 
-def _train_towers(out: Path, effort: Effort, seed: int, processes: int) -> None:
+def _train_towers(out: Path, effort: Effort, processes: int) -> None:
     if (out / "towers.pt").is_file():
         return
     segments = MakeFeatures(SEGMENTS)
@@ -109,13 +133,13 @@ def _train_towers(out: Path, effort: Effort, seed: int, processes: int) -> None:
     held = range(HELD_OUT, HELD_OUT + effort.held_out // 2)
     held_out = make_parts(out / "segments-held-out", segments, held, processes)
     jobs = [
-        TowerJob("seeing", out, tuple(parts), tuple(held_out), effort.seeing, seed),
-        TowerJob("hearing", out, tuple(parts), tuple(held_out), effort.hearing, seed),
+        TowerJob("seeing", out, tuple(parts), tuple(held_out), effort.seeing),
+        TowerJob("hearing", out, tuple(parts), tuple(held_out), effort.hearing),
     ]
     with ProcessPoolExecutor(min(processes, 2), get_context("spawn")) as pool:
         results = dict(zip(("seeing", "hearing"), pool.map(_train_tower, jobs), strict=True))
     figures = {name: figures for name, (_, figures) in results.items()}
-    (out / "towers.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "towers.json", figures)
     save(out / "towers.pt", {name: state for name, (state, _) in results.items()})
     shutil.rmtree(out / "segments")
 
@@ -129,12 +153,11 @@ class TowerJob:
     parts: tuple[Path, ...]
     held_out: tuple[Path, ...]
     steps: int
-    seed: int
 
 
 def _train_tower(job: TowerJob) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     torch.set_num_threads(1)
-    torch.manual_seed(job.seed)
+    torch.manual_seed(0)
     kind = towers.Seeing if job.name == "seeing" else towers.Hearing
     tower = kind(architecture.config())
     held_out = list(read_parts(job.held_out))
@@ -144,7 +167,7 @@ def _train_tower(job: TowerJob) -> tuple[dict[str, torch.Tensor], dict[str, floa
         held_out,
         job.out / job.name,
         steps=job.steps,
-        seed=job.seed,
+        seed=0,
     )
     towers.set_size(tower, held_out)
     return tower.state_dict(), figures

@@ -59,7 +59,7 @@ class MakeFeatures:
 
 def features(scene: Scene, *, worse: bool = True) -> Features:
     """Draw and play a scene, and process it as the engine would."""
-    video_processor, feature_extractor = _processors()
+    video_processor, feature_extractor = processors()
     clip = make_clip(scene, BOUNDS, worse=worse)
     patches, grid = video_patches(video_processor, clip.frames, BOUNDS)
     mel = log_mel(feature_extractor, clip.sound)
@@ -76,7 +76,7 @@ def features(scene: Scene, *, worse: bool = True) -> Features:
 
 
 @cache
-def _processors() -> tuple[Any, Any]:
+def processors() -> tuple[Any, Any]:
     """The embedded checkpoint's own, read from the files it ships."""
     with tempfile.TemporaryDirectory() as folder:
         write_text_files(Path(folder))

@@ -5,6 +5,8 @@ Every class 0 means "nothing".
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from ep_serve.training.clips import Clip
 from ep_serve.training.pictures import box
-from ep_serve.training.scenes import COLOURS, MOTIONS, PLACES, SHAPES, SOUNDS, Scene
+from ep_serve.training.scenes import COLOURS, MOST_SLOTS, MOTIONS, PLACES, SHAPES, SOUNDS, Scene
 
 _COLOUR = {name: number for number, name in enumerate(COLOURS, start=1)}
 _SHAPE = {name: number for number, name in enumerate(SHAPES, start=1)}
@@ -20,13 +22,19 @@ _SOUND = {name: number for number, name in enumerate(SOUNDS, start=1)}
 _PLACE = {name: number for number, name in enumerate(PLACES, start=1)}
 _MOTION = {name: number for number, name in enumerate(MOTIONS, start=1 + len(PLACES))}
 
-ASPECTS = {
+CONTENT = {
     "colour": 1 + len(COLOURS),
     "shape": 1 + len(SHAPES),
     "where": 1 + len(PLACES) + len(MOTIONS),
     "sound": 1 + len(SOUNDS),
 }
-"""What is asked of a token, and the number of classes."""
+"""What goes on in a second, and the number of classes."""
+ORDINALS = dict.fromkeys(
+    ("sight number", "sound number", "of its colour", "of its shape", "of its sound"),
+    1 + MOST_SLOTS,
+)
+"""The how-manieth it is of all sights or sounds, or of those like it: it makes counting easy."""
+ASPECTS = CONTENT | ORDINALS
 TOKENS_PER_SECOND = 25
 COVERED = 0.12
 """Share of a token's square that a shape must reach over (each way) to count as seen in it."""
@@ -37,13 +45,11 @@ class Labels:
     """Truth about a clip, token by token.
 
     Attributes:
-        seconds: {aspect: (S,) int64} for each second of the clip.
         pairs: {aspect: (S,)} for each pair of frames, as far as the two frames show it.
         covers: (S, rows, columns) bool, whether the shape reaches into the token.
         heard: (n,) int64, the sound at each audio token.
     """
 
-    seconds: dict[str, NDArray[np.int64]]
     pairs: dict[str, NDArray[np.int64]]
     covers: NDArray[np.bool_]
     heard: NDArray[np.int64]
@@ -58,14 +64,7 @@ def label(scene: Scene, clip: Clip, grid: tuple[int, int], audio_tokens: int) ->
         grid: Rows and columns of video tokens.
         audio_tokens: Tokens of its sound.
     """
-    seconds = {aspect: np.zeros(scene.seconds, dtype=np.int64) for aspect in ASPECTS}
-    for second in range(scene.seconds):
-        if sight := scene.sight_in(second):
-            seconds["colour"][second] = _COLOUR[sight.colour]
-            seconds["shape"][second] = _SHAPE[sight.shape]
-            seconds["where"][second] = _where(sight.place, sight.motion)
-        if sound := scene.sound_in(second):
-            seconds["sound"][second] = _SOUND[sound.name]
+    seconds = tell_seconds(scene)
     covers = np.zeros((scene.seconds, *grid), dtype=bool)
     for second, pair in enumerate(clip.moments.reshape(-1, 2)):
         sight = scene.sight_in(second)
@@ -78,11 +77,32 @@ def label(scene: Scene, clip: Clip, grid: tuple[int, int], audio_tokens: int) ->
     for sound in scene.sounds:
         heard[(sound.start <= middles) & (middles < sound.end)] = _SOUND[sound.name]
     return Labels(
-        seconds=seconds,
         pairs={a: seconds[a] * shown for a in ("colour", "shape", "where")},
         covers=covers,
         heard=heard,
     )
+
+
+def tell_seconds(scene: Scene) -> dict[str, NDArray[np.int64]]:
+    """{aspect: (S,) int64}, what goes on in each second of a scene."""
+    told = {aspect: np.zeros(scene.seconds, dtype=np.int64) for aspect in ASPECTS}
+    before: Counter[str] = Counter()
+    for number, sight in enumerate(scene.sights, start=1):
+        before.update([sight.colour, sight.shape])
+        during = slice(int(sight.start), math.ceil(sight.end))
+        told["colour"][during] = _COLOUR[sight.colour]
+        told["shape"][during] = _SHAPE[sight.shape]
+        told["where"][during] = _where(sight.place, sight.motion)
+        told["sight number"][during] = number
+        told["of its colour"][during] = before[sight.colour]
+        told["of its shape"][during] = before[sight.shape]
+    for number, sound in enumerate(scene.sounds, start=1):
+        before.update([sound.name])
+        during = slice(int(sound.start), math.ceil(sound.end))
+        told["sound"][during] = _SOUND[sound.name]
+        told["sound number"][during] = number
+        told["of its sound"][during] = before[sound.name]
+    return told
 
 
 def _where(place: str | None, motion: str | None) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ep_serve.checkpoint.config import load_config
+from ep_serve.checkpoint.config import load_config, text_config
 from ep_serve.layout import Kind
 from ep_serve.training.data import (
     NOT_TOLD,
@@ -32,7 +32,7 @@ from ep_serve.training.data import (
     sound_alone,
     still,
 )
-from ep_serve.training.labels import ASPECTS
+from ep_serve.training.labels import ASPECTS, CONTENT
 from ep_serve.training.model import Output, Thinker
 from ep_serve.training.questions import AT_A_GLANCE, BY_EAR, BY_EYE, Question, ask_any
 from ep_serve.training.run import Run
@@ -57,12 +57,39 @@ QUESTION_FIRST = 0.15
 """Share of the prompts in which the question stands before the clip."""
 
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What may differ from the shipped model, to see what it is good for.
+
+    Attributes:
+        keep_ratios: One of them is drawn for each step; 1 alone trains with all tokens.
+        closed: Close the bypass: the decoder gets text unrefined.
+        sieve: Who chooses instead of the scores: "uniform" or "random".
+        sections: Channels of the rows T, H, W and T again, instead of Sync-RoPE's.
+    """
+
+    keep_ratios: tuple[float, ...] = KEEP_RATIOS
+    closed: bool = False
+    sieve: str | None = None
+    sections: tuple[int, int, int, int] | None = None
+
+
+VARIANTS = {
+    "shipped": Variant(),
+    "full": Variant(keep_ratios=(1.0,)),
+    "closed": Variant(closed=True),
+    "closed-uniform": Variant(closed=True, sieve="uniform"),
+    "closed-random": Variant(closed=True, sieve="random"),
+    "mrope": Variant(sections=(8, 12, 12, 0)),  # 16, 24, 24 of a head of 128
+}
+
+
 class Student(nn.Module):
     """The model and what reads the refiner's output during training."""
 
-    def __init__(self, config: Any, *, closed: bool = False) -> None:
+    def __init__(self, config: Any, variant: Variant) -> None:
         super().__init__()
-        self.thinker = Thinker(config, closed=closed)
+        self.thinker = Thinker(config, closed=variant.closed, sieve=variant.sieve)
         width = self.thinker.lm_head.in_features
         self.heads = nn.ModuleDict({a: nn.Linear(width, n) for a, n in ASPECTS.items()})
         self.apply(_begin)
@@ -100,7 +127,7 @@ class Student(nn.Module):
             told[f"told/{aspect}"] = (
                 (logits.argmax(-1)[there] == truth[there]).float().mean().item()
             )
-        return total / len(lessons.aspects), told
+        return total / len(CONTENT), told
 
 
 def point(scores: Tensor, lessons: LessonBatch) -> Tensor:
@@ -252,7 +279,7 @@ class Course:
         steps: Of the optimizer.
         seed: Of everything.
         rate: Highest learning rate.
-        closed: Train with the bypass closed, see `Thinker`.
+        variant: What is trained.
     """
 
     folder: Path
@@ -261,12 +288,15 @@ class Course:
     steps: int
     seed: int = 0
     rate: float = 2e-3
-    closed: bool = False
+    variant: Variant = VARIANTS["shipped"]
 
     def student(self) -> Student:
         """An untrained model, the same for the same seed."""
         torch.manual_seed(self.seed)
-        return Student(load_config(self.checkpoint), closed=self.closed)
+        config = load_config(self.checkpoint)
+        if self.variant.sections is not None:
+            text_config(config).sync_rope_section = list(self.variant.sections)
+        return Student(config, self.variant)
 
 
 def follow(rank: int, course: Course) -> None:
@@ -279,7 +309,7 @@ def follow(rank: int, course: Course) -> None:
         # Length and keep ratio are those of all processes, so that none waits for another.
         common = np.random.default_rng([course.seed, step])
         seconds = lessons.length(common, step / course.steps)
-        batch = lessons.batch(rng, seconds, float(common.choice(KEEP_RATIOS)))
+        batch = lessons.batch(rng, seconds, float(common.choice(course.variant.keep_ratios)))
         with torch.autocast("cpu", torch.bfloat16):
             loss, figures = student(batch)
         run.update(loss, figures)

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ep_serve.checkpoint.config import ReductionConfig, head_dim, text_config
 from ep_serve.rope import channel_rows, gather_cos_sin
+from ep_serve.sieve import Pool, get_sieve
 from ep_serve.sieve.cs2 import CS2Sieve
 from ep_serve.training.batch import Batch
 from ep_serve.training.layers import Layer, RMSNorm
@@ -43,7 +44,14 @@ class Output:
 class Thinker(nn.Module):
     """Parameters are named as under `thinker.` of the checkpoint; the towers are not part of it."""
 
-    def __init__(self, config: Any, *, closed: bool = False, frugal: bool = False) -> None:
+    def __init__(
+        self,
+        config: Any,
+        *,
+        closed: bool = False,
+        frugal: bool = False,
+        sieve: str | None = None,
+    ) -> None:
         """Make a thinker with random weights.
 
         Args:
@@ -51,6 +59,8 @@ class Thinker(nn.Module):
             closed: Close the bypass: the decoder gets the embeddings of text, not its refined
                 states, which have read everything before the selection.
             frugal: Compute activations again in the backward pass instead of keeping them.
+            sieve: Let another sieve choose the survivors among the refined tokens, one that needs
+                no weights; by default the scores choose.
         """
         super().__init__()
         text = text_config(config)
@@ -61,6 +71,7 @@ class Thinker(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
         self.closed = closed
         self.frugal = frugal
+        self.sieve = sieve
         self._borders = channel_rows(reduction.sync_rope_sections)
         self._head_dim = head_dim(config)
         self._theta = float(_theta(text))
@@ -70,7 +81,7 @@ class Thinker(nn.Module):
         embeddings = self._embed(batch)
         refined = self._refine(embeddings, batch)
         scores = self._score(refined, batch)
-        chosen = choose(scores, batch.keep)
+        chosen = self._choose(refined, scores, batch)
         kept = chosen | (batch.valid & ~batch.is_av)
         through = let_through(refined, scores, chosen)
         if self.closed:
@@ -104,6 +115,23 @@ class Thinker(nn.Module):
             flat = self.model.compressor.scores(pool.to(self.model.norm.weight.dtype))
         scores = flat.new_full(batch.is_av.shape, HIDDEN)
         return scores.masked_scatter(batch.is_av, flat)
+
+    def _choose(self, refined: Tensor, scores: Tensor, batch: Batch) -> Tensor:
+        """(B, L) bool, the AV tokens that survive."""
+        if self.sieve is None:
+            return choose(scores, batch.keep)
+        sieve = get_sieve(self.sieve).for_model(refined.shape[2])
+        chosen = torch.zeros_like(batch.valid)
+        for row, keep in enumerate(batch.keep.tolist()):
+            (places,) = batch.is_av[row].nonzero(as_tuple=True)
+            pool = Pool(
+                hidden=refined[row, places],
+                kinds=batch.kinds[row, places],
+                positions=batch.positions[row][:, places],
+                media=torch.zeros_like(places, dtype=torch.int32),
+            )
+            chosen[row, places[sieve.select(pool, keep)]] = True
+        return chosen
 
     def _shorten(
         self, through: Tensor, kept: Tensor, batch: Batch

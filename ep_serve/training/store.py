@@ -31,10 +31,8 @@ def make_parts(
         The files, in the order of the seeds.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = [
-        (folder / f"{seeds[first]:08}-{PART}.pt", make, seeds[first : first + PART])
-        for first in range(0, len(seeds), PART)
-    ]
+    pieces = [seeds[first : first + PART] for first in range(0, len(seeds), PART)]
+    jobs = [(folder / f"{piece[0]:08}-{len(piece)}.pt", make, piece) for piece in pieces]
     absent = [job for job in jobs if not job[0].is_file()]
     if absent:
         with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:

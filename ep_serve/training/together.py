@@ -6,9 +6,12 @@ their weights stay equal.
 
 from __future__ import annotations
 
+import os
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import closing
+from multiprocessing import parent_process
 from typing import Any
 
 import torch
@@ -47,9 +50,22 @@ def _begin(
     rank: int, work: Callable[..., None], processes: int, port: int, *arguments: Any
 ) -> None:
     torch.set_num_threads(1)
+    _end_with_parent()
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=processes)
     try:
         work(rank, *arguments)
     finally:
         dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """A training that is killed must not go on in its processes."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -22,7 +22,7 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
 
 from ep_serve.checkpoint.config import parse_config
 from ep_serve.training.features import MERGE, Features
-from ep_serve.training.labels import ASPECTS
+from ep_serve.training.labels import CONTENT
 from ep_serve.training.run import Run
 
 BATCH = 24
@@ -39,7 +39,7 @@ class Seeing(nn.Module):
         super().__init__()
         self.tower = Qwen2_5OmniVisionEncoder(parse_config(config).thinker_config.vision_config)
         width = config["thinker_config"]["vision_config"]["out_hidden_size"]
-        self.heads = nn.ModuleDict({a: nn.Linear(width, ASPECTS[a]) for a in LOOKS})
+        self.heads = nn.ModuleDict({a: nn.Linear(width, CONTENT[a]) for a in LOOKS})
         self.cover = nn.Linear(width, 1)
 
     def encode(self, clips: Sequence[Features]) -> Tensor:
@@ -77,7 +77,7 @@ class Hearing(nn.Module):
         super().__init__()
         self.tower = Qwen2_5OmniAudioEncoder(parse_config(config).thinker_config.audio_config)
         width = config["thinker_config"]["audio_config"]["output_dim"]
-        self.head = nn.Linear(width, ASPECTS["sound"])
+        self.head = nn.Linear(width, CONTENT["sound"])
 
     def encode(self, clips: Sequence[Features]) -> Tensor:
         """(n, D) tokens of all clips behind each other."""

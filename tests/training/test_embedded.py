@@ -15,13 +15,13 @@ from ep_serve.training.weights import load_thinker
 
 pytestmark = pytest.mark.slow
 
-EFFORT = Effort(segments=50, seeing=2, hearing=2, clips=50, language=2, held_out=50)
+EFFORT = Effort(segments=24, seeing=1, hearing=1, clips=8, language=2, held_out=4)
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("embedded-training")
-    train(out, EFFORT, processes=2)
+    train(out, EFFORT)
     return out
 
 
@@ -52,6 +52,6 @@ def test_it_leaves_curves_and_a_report(out: Path) -> None:
 
 def test_a_finished_training_is_not_done_again(out: Path) -> None:
     before = (out / "model" / "model.safetensors").stat().st_mtime_ns
-    report = train(out, EFFORT, processes=2)
+    report = train(out, EFFORT)
     assert report == json.loads((out / "report.json").read_text())
     assert (out / "model" / "model.safetensors").stat().st_mtime_ns == before

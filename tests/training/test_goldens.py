@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from ep_serve.layout import spread
 from ep_serve.training.batch import Batch, Example, collate
 from ep_serve.training.model import Thinker
 from ep_serve.training.weights import load_thinker
@@ -75,3 +77,23 @@ def test_saving_memory_changes_nothing(thinker: Thinker) -> None:
     frugal = load_thinker(CHECKPOINT, frugal=True)
     batch = batch_of("aiv_a_r010")
     assert torch.equal(frugal(batch).logits, thinker(batch).logits)
+
+
+@torch.inference_mode()
+def test_a_sieve_without_weights_may_choose_instead(thinker: Thinker) -> None:
+    uniform = load_thinker(CHECKPOINT, sieve="uniform")
+    batch = batch_of("aiv_a_r010", "aiv_b_r020")
+    output = uniform(batch)
+    for row, keep in enumerate(batch.keep.tolist()):
+        is_av = batch.is_av[row]
+        kept = output.kept[row][is_av].nonzero().squeeze(1)
+        np.testing.assert_array_equal(kept, spread(int(is_av.sum()), keep))
+
+
+@torch.inference_mode()
+def test_with_the_bypass_closed_the_text_is_not_refined(thinker: Thinker) -> None:
+    closed = load_thinker(CHECKPOINT, closed=True)
+    batch = batch_of("aiv_a_r010")
+    open_output, closed_output = thinker(batch), closed(batch)
+    assert torch.equal(open_output.kept, closed_output.kept)
+    assert not torch.allclose(open_output.logits, closed_output.logits, atol=0.1)

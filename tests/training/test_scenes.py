@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ep_serve.training.clips import make_clip
-from ep_serve.training.labels import ASPECTS, label
+from ep_serve.training.labels import label, tell_seconds
 from ep_serve.training.pictures import draw
 from ep_serve.training.scenes import LEAST_SHARED, Scene, Sight, Sound, make_scene
 from ep_serve.training.sounds import SAMPLE_RATE, play
@@ -93,11 +93,16 @@ def test_labels_say_what_is_in_each_second_and_square() -> None:
         sounds=(Sound(2.0, 3.0, "chirp", 0.5, 0.5),),
     )
     labels = label(scene, make_clip(scene, BOUNDS), (3, 3), audio_tokens=100)
-    assert {a: labels.seconds[a].tolist() for a in ASPECTS} == {
+    assert {aspect: told.tolist() for aspect, told in tell_seconds(scene).items()} == {
         "colour": [0, 1, 0, 1],
         "shape": [0, 2, 0, 2],
         "where": [0, 1, 0, 8],
         "sound": [0, 0, 2, 0],
+        "sight number": [0, 1, 0, 2],
+        "sound number": [0, 0, 1, 0],
+        "of its colour": [0, 1, 0, 2],
+        "of its shape": [0, 1, 0, 2],
+        "of its sound": [0, 0, 1, 0],
     }
     assert labels.covers[1].tolist() == [[False] * 3, [True, False, False], [False] * 3]
     assert not labels.covers[[0, 2]].any()

@@ -91,7 +91,7 @@ def node(folder: Path) -> Iterator[Node]:
     """Start everything; about as long as an engine takes."""
     web = folder / "web"
     web.mkdir()
-    metrics_port = _free_port()
+    metrics_port = free_port()
     with _serving_files(web) as web_port:
         config = folder / "gateway.yaml"
         settings = {
@@ -146,7 +146,7 @@ class _Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

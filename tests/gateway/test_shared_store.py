@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import httpx
 import pytest
-from moto.server import ThreadedMotoServer
-from obstore.store import S3Store
 
 from ep_serve.gateway.errors import ApiError
 from ep_serve.gateway.media.index import File
@@ -23,61 +18,30 @@ from ep_serve.gateway.media.shared import ORPHAN_S, SharedStore
 from ep_serve.gateway.metrics import Metrics
 from ep_serve.gateway.settings import S3Settings, SettingsError, StoreSettings
 from tests.clips import make_image, make_wav
+from tests.gateway.bucket import KEYS, Server, running_server
 from tests.gateway.conftest import MakeWorld, bearer
 from tests.gateway.mock_upstream import MockUpstream
 from tests.gateway.test_api import check_error
 
-if TYPE_CHECKING:
-    from obstore.store import S3Config
-
 pytestmark = pytest.mark.anyio
-
-KEYS: S3Config = {"access_key_id": "test", "secret_access_key": "a-secret-of-the-bucket"}
-
-
-@dataclass
-class Server:
-    """A server that speaks S3; `bucket` is empty at the beginning of a test."""
-
-    url: str
-    bucket: str = "media"
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"bucket": self.bucket, "endpoint": self.url, "timeout_s": 20, **KEYS}
-
-    @property
-    def raw(self) -> S3Store:
-        """What anybody may do who has the keys."""
-        return S3Store(
-            self.bucket,
-            config={"endpoint": self.url, "region": "us-east-1", **KEYS},
-            client_options={"allow_http": True},
-        )
-
-    def objects(self) -> dict[str, int]:
-        """Sizes by name."""
-        return {item["path"]: item["size"] for item in self.raw.list().collect()}
-
-    def blobs(self) -> dict[str, int]:
-        found = {name: size for name, size in self.objects().items() if name.startswith("blobs/")}
-        return {name.rpartition("/")[2]: size for name, size in found.items()}
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)
-    moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    yield Server(f"http://{host}:{port}")
-    moto.stop()
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def another_server() -> Iterator[Server]:
+    """To stop in the middle of a test."""
+    with running_server() as server:
+        yield server
 
 
 @pytest.fixture
 def bucket(server: Server) -> Server:
-    httpx.post(f"{server.url}/moto-api/reset", timeout=20)
-    httpx.put(f"{server.url}/{server.bucket}", timeout=20)
+    server.empty()
     return server
 
 
@@ -358,20 +322,15 @@ async def test_what_is_refused_never_reaches_the_bucket(world: MakeWorld, bucket
 
 
 async def test_a_bucket_that_goes_away_stops_files_and_nothing_else(
-    world: MakeWorld, tmp_path: Path
+    world: MakeWorld, another_server: Server
 ) -> None:
-    moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    bucket = Server(f"http://{host}:{port}")
-    httpx.put(f"{bucket.url}/{bucket.bucket}", timeout=20)
-    async with world(store={"s3": {**bucket.settings, "timeout_s": 5}}) as w:
+    async with world(store={"s3": {**another_server.settings, "timeout_s": 5}}) as w:
         sent = (await w.upload(make_image())).json()
-        moto.stop()
+        another_server.stop()
         refused = await w.upload(make_image(number=2))
         error = check_error(refused, 503, "storage_unavailable")
         assert int(refused.headers["retry-after"]) >= 1
-        assert str(port) not in error["message"]
+        assert str(another_server.port) not in error["message"]
         check_error(await w.client.get(f"/v1/files/{sent['id']}"), 503, "storage_unavailable")
         assert (await w.ask("text")).status_code == 200
         assert (await w.client.get("/ready")).status_code == 200

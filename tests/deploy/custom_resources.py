@@ -40,7 +40,22 @@ POD_MONITOR = closed(
     "selector podMetricsEndpoints",
     selector=closed("matchLabels", matchLabels=LABELS),
     podTargetLabels=listed(TEXT),
-    podMetricsEndpoints=listed(closed("port", port=TEXT, path=TEXT, interval=DURATION)),
+    podMetricsEndpoints=listed(
+        closed(
+            "port",
+            port=TEXT,
+            path=TEXT,
+            interval=DURATION,
+            relabelings=listed(
+                closed(
+                    "targetLabel replacement",
+                    action={"const": "replace"},
+                    targetLabel={"type": "string", "pattern": "^[a-zA-Z_][a-zA-Z0-9_]*$"},
+                    replacement=TEXT,
+                )
+            ),
+        )
+    ),
 )
 
 RULE: Schema = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.chart import ROOT, example, render, small
+from tests.deploy.chart import ROOT, example
 from tests.deploy.test_schemas import load_program
 
 PAGES = [ROOT / "deploy" / "README.md", ROOT / "deploy" / "RUNBOOKS.md"]
@@ -28,14 +28,6 @@ def test_the_sizing_table_is_current() -> None:
     pytest.importorskip("loadtest.shapes")
     program = load_program("../sizing")
     assert program.with_table(README) == README, "run: python deploy/sizing.py"
-
-
-def test_the_adapters_rules_give_the_names_that_the_hpa_asks_for() -> None:
-    spec = render(small(model={"autoscaling": {"kind": "hpa"}})).get(
-        "HorizontalPodAutoscaler", "engine-a"
-    )["spec"]
-    asked = {next(iter(m[m["type"].lower()]["metric"].values())) for m in spec["metrics"]}
-    assert asked == set(re.findall(r"name: \{as: (\w+)\}", README))
 
 
 def test_the_secrets_of_the_page_are_those_of_the_examples() -> None:

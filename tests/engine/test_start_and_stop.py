@@ -64,9 +64,9 @@ def stop_in_mid_stream(server: ServerProcess, max_tokens: int) -> list[str]:
     return events
 
 
-@pytest.mark.parametrize("server", [("--shutdown-timeout", "120")], indirect=True)
+@pytest.mark.parametrize("server", [("--shutdown-timeout", "240")], indirect=True)
 def test_sigterm_lets_a_running_stream_finish(server: ServerProcess) -> None:
-    events = stop_in_mid_stream(server, max_tokens=1000)
+    events = stop_in_mid_stream(server, max_tokens=500)
     assert events[-1] == "[DONE]"
     assert json.loads(events[-2])["choices"][0]["finish_reason"] == "length"
 

@@ -39,8 +39,11 @@ STOCK_ARCHITECTURE = "Qwen2_5OmniForConditionalGeneration"
 STOCK_THINKER_TYPE = "qwen2_5_omni_thinker"
 BIAS_STD = 0.02
 SCORE_STD = 4.0
-FULL_ATTENTION = {2: [1], 32: [7, 15, 23, 31]}
+FULL_ATTENTION = {2: [1], 16: [7, 15], 32: [7, 15, 23, 31]}
 """Vision blocks that look at a whole frame, by depth of the tower."""
+
+TOWER_HEADS = {64: (2, 2), 512: (8, 8), 1280: (16, 20)}
+"""Heads of the vision and of the audio tower, by width."""
 
 Progress = Callable[[str], None]
 
@@ -94,22 +97,18 @@ def config_of(shape: ModelShape) -> dict[str, Any]:
         "fullatt_block_indexes": FULL_ATTENTION[vision.layers],
         "hidden_size": vision.hidden,
         "intermediate_size": vision.intermediate,
-        "num_heads": _tower_heads(vision.hidden),
+        "num_heads": TOWER_HEADS[vision.hidden][0],
         "out_hidden_size": shape.hidden,
     }
     thinker["audio_config"] |= {
         "d_model": audio.hidden,
-        "encoder_attention_heads": 20 if audio.hidden == 1280 else _tower_heads(audio.hidden),
+        "encoder_attention_heads": TOWER_HEADS[audio.hidden][1],
         "encoder_ffn_dim": audio.intermediate,
         "encoder_layers": audio.layers,
         "num_hidden_layers": audio.layers,
         "output_dim": shape.hidden,
     }
     return config
-
-
-def _tower_heads(hidden: int) -> int:
-    return 16 if hidden == 1280 else 2
 
 
 def stock_config(config: dict[str, Any]) -> dict[str, Any]:

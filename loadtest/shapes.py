@@ -256,10 +256,16 @@ OMNI_AUDIO = AudioTower(layers=32, hidden=1280, intermediate=5120)
 REFERENCE = ModelShape(
     "reference", 896, 24, 14, 2, 64, 4864, 320, 4, SMALL_VISION, SMALL_AUDIO
 )  # towers and vocabulary of the embedded checkpoint, so that decoder and refiner are what counts
+BALANCED = replace(
+    REFERENCE,
+    name="balanced",
+    vision=VisionTower(layers=16, hidden=512, intermediate=1368, full_layers=2),
+    audio=AudioTower(layers=8, hidden=512, intermediate=2048),
+)  # the same behind towers that are half of a reduced request, as they are in 7b
 EMBEDDED = ModelShape("embedded", 256, 4, 4, 2, 64, 512, 320, 2, SMALL_VISION, SMALL_AUDIO)
 OMNI_3B = ModelShape("3b", 2048, 36, 16, 2, 128, 11008, 151936, 4, OMNI_VISION, OMNI_AUDIO)
 OMNI_7B = ModelShape("7b", 3584, 28, 28, 4, 128, 18944, 152064, 4, OMNI_VISION, OMNI_AUDIO)
-SHAPES = {shape.name: shape for shape in (REFERENCE, EMBEDDED, OMNI_3B, OMNI_7B)}
+SHAPES = {shape.name: shape for shape in (REFERENCE, BALANCED, EMBEDDED, OMNI_3B, OMNI_7B)}
 
 
 def from_checkpoint(directory: Path) -> ModelShape:

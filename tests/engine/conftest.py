@@ -1,4 +1,7 @@
-"""Servers shared by the tests of this folder: each starts once, when a test first asks for it."""
+"""Servers shared by the tests of this folder: each starts once, when a test first asks for it.
+
+Those that one module needs end with it, so that few are alive at a time: each takes gigabytes.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cramped_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A server without room: chunks of 48 tokens, a KV cache for few requests, short sequences."""
     with serving(

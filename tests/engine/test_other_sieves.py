@@ -57,24 +57,6 @@ def serving_stock(
         yield Client(process)
 
 
-@pytest.fixture(scope="module")
-def omnisift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    with serving_stock(tmp_path_factory, selector=True) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def omnizip(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    with serving_stock(tmp_path_factory, "--sieve", "omnizip") as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def unreduced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    with serving_stock(tmp_path_factory, "--sieve", "none") as client:
-        yield client
-
-
 def omnisift_cases() -> list[dict[str, Any]]:
     """The manifest's cases that can be asked for over HTTP.
 
@@ -87,74 +69,89 @@ def omnisift_cases() -> list[dict[str, Any]]:
     return [case for case in manifest if not any(word in case["source"] for word in foreign)]
 
 
-@pytest.mark.parametrize("case", omnisift_cases(), ids=lambda case: case["case"])
-def test_omnisift_keeps_as_many_as_the_authors_code(omnisift: Client, case: dict[str, Any]) -> None:
-    rates = {name: case[name] for name in ("rho_audio", "rho_video")}
-    answer = omnisift.ask(golden_messages(case["source"]), **rates)
-    assert answer.prompt_tokens == case["L_reduced"]
-    assert answer.reduction["video"]["kept"] == case["kept_video"]
-    assert answer.reduction["audio"]["kept"] == case["kept_audio"]
-    assert {name: answer.reduction[name] for name in rates} == rates
+class EverySieve:
+    """What holds for all. Each server ends with its class: together they would fill the memory."""
 
+    options: tuple[str, ...] = ()
+    selector = False
 
-def test_omnisift_takes_a_plain_keep_ratio(omnisift: Client) -> None:
-    reduction = omnisift.ask(golden_messages("aiv_b_r020"), keep_ratio=0.35).reduction
-    pairs = 3  # 12 frames make 6 grids, and 3 pairs of them
-    assert abs(reduction["av_tokens_kept"] - 0.35 * reduction["av_tokens_full"]) <= pairs
+    @pytest.fixture(scope="class")
+    def served(
+        self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[Client]:
+        kind: type[EverySieve] = request.cls
+        with serving_stock(tmp_path_factory, *kind.options, selector=kind.selector) as client:
+            yield client
 
+    def test_another_question_about_a_clip_reuses_its_reduction(self, served: Client) -> None:
+        clip = video(make_clip(6, seed=80))
+        served.ask([SYSTEM, *user(clip, text("What is seen?"))])
+        counters = (
+            "ep_serve_tower_cache_misses_total",
+            "ep_serve_tower_cache_hits_total",
+            "ep_serve_av_tokens_full_total",
+            "ep_serve_media_decodes_total",
+        )
+        before = [served.metric(name) for name in counters]
+        second = served.ask([SYSTEM, *user(clip, text("And what is heard in it, and when?"))])
+        # No tower, no sieve, no decoding.
+        assert [served.metric(name) for name in counters] == before
+        system_and_clip = len(SYSTEM["content"]) // 2 + second.reduction["av_tokens_kept"]
+        assert second.cached_tokens >= second.reduction["av_tokens_kept"] // 32 * 32 > 0
+        assert second.cached_tokens <= system_and_clip + second.prompt_tokens
+        assert second.reduction["av_tokens_kept"] > 0
 
-@pytest.mark.parametrize("sieve", ["omnisift", "omnizip", "unreduced"])
-def test_another_question_about_a_clip_reuses_its_reduction(
-    sieve: str, request: pytest.FixtureRequest
-) -> None:
-    server: Client = request.getfixturevalue(sieve)
-    clip = video(make_clip(6, seed=80))
-    server.ask([SYSTEM, *user(clip, text("What is seen?"))])
-    counters = (
-        "ep_serve_tower_cache_misses_total",
-        "ep_serve_tower_cache_hits_total",
-        "ep_serve_av_tokens_full_total",
-        "ep_serve_media_decodes_total",
-    )
-    before = [server.metric(name) for name in counters]
-    second = server.ask([SYSTEM, *user(clip, text("And what is heard in it, and when?"))])
-    assert [server.metric(name) for name in counters] == before  # no tower, no sieve, no decoding
-    system_and_clip = len(SYSTEM["content"]) // 2 + second.reduction["av_tokens_kept"]
-    assert second.cached_tokens >= second.reduction["av_tokens_kept"] // 32 * 32 > 0
-    assert second.cached_tokens <= system_and_clip + second.prompt_tokens
-    assert second.reduction["av_tokens_kept"] > 0
-
-
-def test_answers_do_not_depend_on_who_asked_before(omnizip: Client) -> None:
-    clip = video(make_clip(4, seed=81))
-    question = user(clip, text("What is seen?"))
-    first = omnizip.ask(question)
-    omnizip.ask(user(clip, text("What is heard?")))
-    assert omnizip.ask(question).token_ids == first.token_ids
-
-
-def test_clips_of_every_kind_go_through_every_sieve(
-    omnisift: Client, omnizip: Client, unreduced: Client
-) -> None:
-    silent = video(make_clip(2, sound_rate=None, seed=82))
-    heard = video(make_clip(2, seed=83))
-    for server in (omnisift, omnizip, unreduced):
-        answer = server.ask(
+    def test_clips_of_every_kind_go_through(self, served: Client) -> None:
+        answer = served.ask(
             [
-                *user(heard, text("First?")),
+                *user(video(make_clip(2, seed=83)), text("First?")),
                 {"role": "assistant", "content": "Yes."},
-                *user(silent, text("Second?")),
+                *user(video(make_clip(2, sound_rate=None, seed=82)), text("Second?")),
             ],
             max_tokens=2,
         )
         assert len(answer.token_ids) == 2
 
 
-def test_none_keeps_everything(unreduced: Client) -> None:
-    case, _ = load_case("aiv_a_r100")
-    answer = unreduced.ask(golden_messages("aiv_a_r100"))
-    assert answer.prompt_tokens == case["stats"]["L"]
-    assert answer.reduction["av_tokens_kept"] == case["stats"]["n_av"]
+class TestOmniSift(EverySieve):
+    selector = True
+
+    @pytest.mark.parametrize("case", omnisift_cases(), ids=lambda case: case["case"])
+    def test_it_keeps_as_many_as_the_authors_code(
+        self, served: Client, case: dict[str, Any]
+    ) -> None:
+        rates = {name: case[name] for name in ("rho_audio", "rho_video")}
+        answer = served.ask(golden_messages(case["source"]), **rates)
+        assert answer.prompt_tokens == case["L_reduced"]
+        assert answer.reduction["video"]["kept"] == case["kept_video"]
+        assert answer.reduction["audio"]["kept"] == case["kept_audio"]
+        assert {name: answer.reduction[name] for name in rates} == rates
+
+    def test_it_takes_a_plain_keep_ratio(self, served: Client) -> None:
+        reduction = served.ask(golden_messages("aiv_b_r020"), keep_ratio=0.35).reduction
+        pairs = 3  # 12 frames make 6 grids, and 3 pairs of them
+        assert abs(reduction["av_tokens_kept"] - 0.35 * reduction["av_tokens_full"]) <= pairs
+
+
+class TestOmniZip(EverySieve):
+    options = ("--sieve", "omnizip")
+
+    def test_answers_do_not_depend_on_who_asked_before(self, served: Client) -> None:
+        clip = video(make_clip(4, seed=81))
+        question = user(clip, text("What is seen?"))
+        first = served.ask(question)
+        served.ask(user(clip, text("What is heard?")))
+        assert served.ask(question).token_ids == first.token_ids
+
+
+class TestNone(EverySieve):
+    options = ("--sieve", "none")
+
+    def test_it_keeps_everything(self, served: Client) -> None:
+        case, _ = load_case("aiv_a_r100")
+        answer = served.ask(golden_messages("aiv_a_r100"))
+        assert answer.prompt_tokens == case["stats"]["L"]
+        assert answer.reduction["av_tokens_kept"] == case["stats"]["n_av"]
 
 
 EVERY_OTHER = """

@@ -4,10 +4,8 @@
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 BIN := .venv/bin
 
-# Tests and the demo run on a CPU and without a network. vLLM starts processes of its own: two
-# threads in each keep small machines from having more threads than cores.
-export OMP_NUM_THREADS ?= 2
-export MKL_NUM_THREADS ?= $(OMP_NUM_THREADS)
+# Tests and the demo run on a CPU and without a network. OMP_NUM_THREADS is left to vLLM: set to the
+# number of cores, its processes wait for each other's threads, and a token takes 20 times as long.
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS ?= 1

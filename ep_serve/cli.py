@@ -46,9 +46,15 @@ def add_checkpoint(groups: Groups) -> None:
     init.add_argument("--seed", type=int, default=0, help="of the score head's random weights")
     init.set_defaults(handler=init_checkpoint)
 
-    embedded = actions.add_parser("embedded", help="make the tiny random checkpoint for trials")
+    embedded = actions.add_parser("embedded", help="write the embedded model into a directory")
     embedded.add_argument("--to", type=Path, required=True, metavar="DIR", help="directory to make")
-    embedded.add_argument("--seed", type=int, default=0, help="of the random weights")
+    embedded.add_argument(
+        "--random",
+        type=int,
+        metavar="SEED",
+        dest="seed",
+        help="one with random weights instead, whose answers mean nothing",
+    )
     embedded.set_defaults(handler=embedded_checkpoint)
 
 
@@ -90,11 +96,20 @@ def init_checkpoint(arguments: argparse.Namespace) -> int:
 
 
 def embedded_checkpoint(arguments: argparse.Namespace) -> int:
-    """Make the embedded checkpoint."""
+    """Write the embedded model, or one with random weights."""
     _quiet_transformers()
-    from ep_serve.checkpoint.embedded import build
+    import shutil
 
-    print(f"{build(arguments.to, arguments.seed)}: random weights, for trials only")
+    from ep_serve.checkpoint.directory import new_directory
+    from ep_serve.checkpoint.embedded import build
+    from ep_serve.demo import MODEL
+
+    if arguments.seed is not None:
+        print(f"{build(arguments.to, arguments.seed)}: random weights, for trials only")
+        return 0
+    with new_directory(arguments.to) as new:
+        shutil.copytree(MODEL, new, dirs_exist_ok=True)
+    print(f"{arguments.to}: answers about clips of this project's making; see its README.md")
     return 0
 
 
@@ -250,11 +265,28 @@ def train_checkpoint(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def add_eval(groups: Groups) -> None:
+    """`ep-serve eval make | run | report`."""
+    from ep_serve.evaluation.command import add_eval_options
+
+    add_eval_options(groups.add_parser("eval", help="ask a benchmark through the API of servers"))
+
+
+def add_inspect(groups: Groups) -> None:
+    """`ep-serve inspect CLIP --question TEXT --server URL --to PAGE`."""
+    from ep_serve.evaluation.command import add_inspect_options
+
+    words = "write a page that shows which tokens of a clip survive"
+    add_inspect_options(groups.add_parser("inspect", help=words))
+
+
 COMMANDS: tuple[Callable[[Groups], None], ...] = (
     add_serve,
     add_gateway,
     add_checkpoint,
     add_train,
+    add_eval,
+    add_inspect,
 )
 
 

@@ -49,10 +49,13 @@ def test_init_says_that_the_result_is_untrained(
     assert main(["checkpoint", "check", str(target)]) == 0
 
 
-def test_the_embedded_checkpoint_is_made(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_embedded_model_is_written(tmp_path: Path) -> None:
     assert main(["checkpoint", "embedded", "--to", str(tmp_path / "model")]) == 0
+    assert main(["checkpoint", "check", str(tmp_path / "model")]) == 0
+
+
+def test_a_random_checkpoint_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["checkpoint", "embedded", "--to", str(tmp_path / "model"), "--random", "7"]) == 0
     assert (tmp_path / "model" / "config.json").is_file()
     assert "random weights" in capsys.readouterr().out
 

@@ -211,7 +211,7 @@ MONITORING = closed(
         "rules": closed(
             {
                 "enabled": SWITCH,
-                "runbookUrl": text(empty=False, maximum=2_048),
+                "runbookUrl": text(r"^[^\s#]+$", empty=False, maximum=2_048),
                 "errorBudget": {**SHARE, "maximum": 0.06},
                 "ttftSeconds": {"enum": [0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120]},
                 "ttftObjective": {"type": "number", "minimum": 0.94, "exclusiveMaximum": 1},

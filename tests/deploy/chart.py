@@ -21,6 +21,9 @@ NAME = "rel-ep-serve"
 
 Object = dict[str, Any]
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The loader in C is ten times as fast; some builds of PyYAML lack it."""
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -66,15 +69,15 @@ class Rendered:
         return found
 
 
-def helm() -> str:
-    """The program, from the environment of the tests or from the path."""
-    beside = Path(sys.executable).with_name("helm")
-    return str(beside) if beside.is_file() else shutil.which("helm") or "helm"
+def program(name: str) -> str:
+    """A tool of development, from the environment of the tests or from the path."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.is_file() else shutil.which(name) or name
 
 
 def run_helm(*arguments: str, values: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [helm(), *arguments], input=values, capture_output=True, text=True, check=False
+        [program("helm"), *arguments], input=values, capture_output=True, text=True, check=False
     )
 
 
@@ -89,7 +92,7 @@ def render(values: Object | Path) -> Rendered:
     text = values.read_text() if isinstance(values, Path) else json.dumps(values)
     done = template(text)
     assert done.returncode == 0, done.stderr
-    return Rendered(tuple(item for item in yaml.safe_load_all(done.stdout) if item))
+    return Rendered(tuple(item for item in yaml.load_all(done.stdout, LOADER) if item))
 
 
 def refusal(values: Object) -> str:

@@ -125,6 +125,7 @@ SCALED_OBJECT = closed(
     ),
 )
 
+GATEWAY_DURATION: Schema = {"type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$"}
 PATH = closed("type value", type={"enum": ["PathPrefix", "Exact"]}, value=TEXT)
 HTTP_ROUTE = closed(
     "parentRefs rules",
@@ -134,7 +135,7 @@ HTTP_ROUTE = closed(
         closed(
             "backendRefs",
             matches=listed(closed("path", path=PATH)),
-            timeouts=closed(request=DURATION, backendRequest=DURATION),
+            timeouts=closed(request=GATEWAY_DURATION, backendRequest=GATEWAY_DURATION),
             backendRefs=listed(closed("name port", name=TEXT, port={"type": "integer"})),
         )
     ),
@@ -142,8 +143,13 @@ HTTP_ROUTE = closed(
 
 CLIENT_SETTINGS = closed(
     "targetRef",
-    targetRef=closed("group kind name", group=TEXT, kind=TEXT, name=TEXT),
-    body=closed(maxSize={"type": "string", "pattern": "^[0-9]{1,4}[kmg]?$"}, timeout=DURATION),
+    targetRef=closed(
+        "group kind name",
+        group={"const": "gateway.networking.k8s.io"},
+        kind={"enum": ["Gateway", "HTTPRoute"]},
+        name=TEXT,
+    ),
+    body=closed("maxSize", maxSize={"type": "string", "pattern": "^[0-9]{1,4}[kmg]?$"}),
 )
 
 SCHEMAS = {

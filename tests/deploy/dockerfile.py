@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,8 +50,8 @@ class Stage:
         return dict(pairs)
 
 
-def parse(name: str) -> list[Stage]:
-    """The stages of a Dockerfile; arguments have their defaults."""
+def parse(name: str, given: Mapping[str, str] | None = None) -> list[Stage]:
+    """The stages of a Dockerfile; arguments that are not given have their defaults."""
     text = re.sub(r"^#.*\n", "", (DOCKER / f"{name}.Dockerfile").read_text(), flags=re.MULTILINE)
     stages: list[Stage] = []
     arguments: dict[str, str] = {}
@@ -60,7 +61,7 @@ def parse(name: str) -> list[Stage]:
         word, _, rest = line.partition(" ")
         if word == "ARG":
             argument, _, default = rest.partition("=")
-            arguments[argument] = default
+            arguments[argument] = (given or {}).get(argument, default)
         if word == "FROM":
             base, _, stage = filled(rest, arguments).partition(" AS ")
             stages.append(Stage(base.strip(), stage.strip()))

@@ -6,12 +6,15 @@ import http.client
 import json
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 CLIENTS = 4
-SHORT, LONG = 48, 1_500
-"""Tokens of an answer: one that is soon over, one that outlasts the wait before SIGTERM."""
+SHORT, LONG = 32, 1_000
+"""Tokens of an answer: one that is soon over, and one that is not when SIGTERM comes."""
+
+PATIENCE = 300
+"""Seconds after which a stream that has not begun counts as lost: a busy machine is slow."""
 
 
 @dataclass
@@ -28,60 +31,72 @@ class Outcome:
 
 
 class Load:
-    """Clients that stream answers from a gateway."""
+    """Clients that stream answers from a gateway.
+
+    No client depends on how fast the machine is: `wait_until_all_run` is called before the signal,
+    so that every client has a stream that has begun, and the last one of them is not over yet.
+    """
 
     def __init__(self, address: str, port: int, ready: Callable[[], bool]) -> None:
         self.outcome = Outcome()
         self._place = (address, port)
         self._ready = ready
-        self._began = threading.Semaphore(0)
-        self._lock = threading.Lock()
+        self._begun: set[int] = set()
         self._running = 0
+        self._change = threading.Condition()
 
     @property
     def nothing_lost(self) -> bool:
         """Every stream is complete, and some had to be finished after SIGTERM."""
         return not self.outcome.reasons and self.outcome.running_at_signal > 0
 
-    def note(self) -> None:
-        """SIGTERM comes now."""
-        self.outcome.running_at_signal = self._running
+    def wait_until_all_run(self) -> None:
+        """To be called just before SIGTERM."""
+        with self._change:
+            self._change.wait_for(lambda: len(self._begun) == CLIENTS, timeout=PATIENCE)
+            self.outcome.running_at_signal = self._running
 
     def go_on_while_ready(self, action: Callable[[], None]) -> None:
-        """Half of the clients ask for short answers until readiness turns; then the action."""
+        """Half of the clients ask for short answers until readiness turns."""
         self._run(action, self._ready, (SHORT, LONG))
 
     def ask_once(self, action: Callable[[], None]) -> None:
-        """Each client asks for one long answer; the action comes when all have begun."""
+        """Each client asks for one long answer."""
         self._run(action, lambda: False, (LONG,))
 
     def _run(
         self, action: Callable[[], None], again: Callable[[], bool], lengths: tuple[int, ...]
     ) -> None:
         with ThreadPoolExecutor(CLIENTS) as pool:
-            clients: list[Future[None]] = [
-                pool.submit(self._client, again, lengths[number % len(lengths)])
+            clients = [
+                pool.submit(self._client, number, again, lengths[number % len(lengths)])
                 for number in range(CLIENTS)
             ]
-            for _ in range(CLIENTS):
-                self._began.acquire(timeout=60)
             action()
             for client in clients:
                 client.result()
 
-    def _client(self, again: Callable[[], bool], tokens: int) -> None:
+    def _client(self, number: int, again: Callable[[], bool], tokens: int) -> None:
         while True:
             try:
-                self._stream(tokens)
+                self._stream(number, tokens)
+            except ConnectionRefusedError as error:
+                if not again():
+                    return  # the Service would have led this client elsewhere
+                self._lost(error)
             except (OSError, http.client.HTTPException, ValueError) as error:
-                self.outcome.reasons.append(f"{type(error).__name__}: {error}")
+                self._lost(error)
             else:
-                with self._lock:
+                with self._change:
                     self.outcome.complete += 1
             if not again():
                 return
 
-    def _stream(self, tokens: int) -> None:
+    def _lost(self, error: Exception) -> None:
+        with self._change:
+            self.outcome.reasons.append(f"{type(error).__name__}: {error}")
+
+    def _stream(self, number: int, tokens: int) -> None:
         """Ask for an answer and read it to its end.
 
         Raises:
@@ -94,20 +109,21 @@ class Load:
             "ignore_eos": True,
             "stream": True,
         }
-        connection = http.client.HTTPConnection(*self._place, timeout=120)
+        connection = http.client.HTTPConnection(*self._place, timeout=PATIENCE)
         headers = {"content-type": "application/json"}
         connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         answer = connection.getresponse()
-        self._began.release()
         if answer.status != 200:
             raise ValueError(f"status {answer.status}: {answer.read()[:200]!r}")
-        with self._lock:
+        with self._change:
             self._running += 1
+            self._begun.add(number)
+            self._change.notify_all()
         try:
             events = [line[5:].strip() for line in answer if line.startswith(b"data:")]
         finally:
             connection.close()
-            with self._lock:
+            with self._change:
                 self._running -= 1
         if not events or events[-1] != b"[DONE]":
             raise ValueError(f"the stream ended with {events[-1:]!r}")

@@ -21,9 +21,18 @@ from typing import Any, Self
 TOOLS = ("unshare", "nsenter", "setpriv", "chroot", "mount", "ip")
 CLONE_NEWNET = 0x40000000
 
+MEMORY = "mount -t tmpfs -o size=6g sandbox {base}"
+DISK = """
+truncate --size={gib}G {base}.ext4
+mkfs.ext4 -q -F {base}.ext4
+mount -o loop,noatime {base}.ext4 {base}
+rm {base}.ext4
+"""
+"""A file of its own, gone when it is no longer mounted: an overlay cannot lie on what is below."""
+
 HOLD = """
 set -e
-mount -t tmpfs -o size=6g sandbox {base}
+{room}
 {network}
 echo ready
 cat
@@ -53,20 +62,25 @@ class Mount:
 class Sandbox:
     """Roots with a network of their own, or with that of the machine.
 
+    What is written lies in memory, or in a file of `disk_gib` where that is given.
+
     Raises:
         OSError: this machine does not allow it (see `reason_against`).
     """
 
-    def __init__(self, base: Path, *, network: bool) -> None:
+    def __init__(self, base: Path, *, network: bool, disk_gib: int = 0) -> None:
         self.base = base
         self._network = network
+        self._disk_gib = disk_gib
         self._holder: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
         self.base.mkdir(parents=True, exist_ok=True)
         private = [] if self._network else ["--net"]
         lines = "" if self._network else "ip link set lo up"
-        script = HOLD.format(base=shlex.quote(str(self.base)), network=lines)
+        base = shlex.quote(str(self.base))
+        room = (DISK if self._disk_gib else MEMORY).format(base=base, gib=self._disk_gib)
+        script = HOLD.format(room=room, network=lines)
         self._holder = subprocess.Popen(
             ["unshare", "--mount", *private, "sh", "-c", script],
             stdin=subprocess.PIPE,
@@ -75,7 +89,7 @@ class Sandbox:
         )
         assert self._holder.stdout is not None
         if self._holder.stdout.readline() != "ready\n":
-            raise OSError("namespaces or tmpfs are not allowed here")
+            raise OSError("namespaces, tmpfs or loop devices are not allowed here")
         return self
 
     def __exit__(

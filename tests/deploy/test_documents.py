@@ -18,10 +18,11 @@ README = PAGES[0].read_text()
 def test_every_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         path, _, anchor = target.partition("#")
-        file = ROOT / "deploy" / path
+        file = ROOT / "deploy" / path if path else page
         assert file.exists(), target
-        headings = re.findall(r"^## (.*)$", file.read_text(), re.MULTILINE) if anchor else []
-        assert not anchor or anchor in {heading.lower() for heading in headings}, target
+        headings = re.findall(r"^##+ (.*)$", file.read_text(), re.MULTILINE) if anchor else []
+        anchors = {heading.lower().replace(" ", "-") for heading in headings}
+        assert not anchor or anchor in anchors, target
 
 
 def test_the_sizing_table_is_current() -> None:

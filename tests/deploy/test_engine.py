@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from tests.deploy.chart import Object, example, render, small
+from tests.deploy.chart import ROOT, Object, example, render, small
 
 ENGINE = "engine-a"
 
@@ -119,7 +120,23 @@ def test_the_grace_period_is_longer_than_everything_in_it(pre_stop: int, shutdow
     slept = engine["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert slept == pre_stop
     assert option(engine["args"], "shutdown-timeout") == str(shutdown)
-    assert pod["terminationGracePeriodSeconds"] > slept + shutdown
+    assert pod["terminationGracePeriodSeconds"] >= slept + shutdown + seconds_to_end()
+
+
+def seconds_to_end() -> float:
+    """What the server takes at most after `--shutdown-timeout`, by its own limits.
+
+    They are read from the sources: importing them would import vLLM.
+    """
+    limits = {"drain": "ENGINE_EXIT_SECONDS", "serve": "GRACE_SECONDS"}
+    found = 0.0
+    for module, name in limits.items():
+        text = (ROOT / "ep_serve" / "engine" / f"{module}.py").read_text()
+        value = re.search(rf"^{name} = ([\d.]+)$", text, re.MULTILINE)
+        assert value is not None
+        found += float(value[1])
+    interpreters_end_in = 5.0
+    return found + interpreters_end_in
 
 
 # --- weights ----------------------------------------------------------------------------------
@@ -127,6 +144,14 @@ def test_the_grace_period_is_longer_than_everything_in_it(pre_stop: int, shutdow
 
 def test_a_checkpoint_that_is_there_needs_no_step() -> None:
     assert "initContainers" not in render(small()).pod(ENGINE)
+
+
+def test_the_embedded_model_is_written_once_into_a_volume_that_outlives_its_pod() -> None:
+    pod = example("cpu-demo").pod("engine-demo")
+    (step,) = pod["initContainers"]
+    shell, flag, script = step["command"]
+    assert (shell, flag) == ("sh", "-c")
+    assert script.startswith(f"test -d {pod['containers'][0]['args'][1]} || ep-serve checkpoint ")
 
 
 def test_a_download_is_checked_by_its_digest_and_named_by_it() -> None:

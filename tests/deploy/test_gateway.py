@@ -358,7 +358,26 @@ def test_a_route_waits_as_long_as_a_request_may_take() -> None:
     assert rule["timeouts"] == {"request": "900s", "backendRequest": "900s"}
 
 
-def test_a_route_through_nginx_has_a_body_size() -> None:
-    policy = example("replicas").get("ClientSettingsPolicy", "gateway")
-    assert policy["spec"]["body"]["maxSize"] == "513m"
-    assert policy["spec"]["targetRef"]["name"] == "rel-ep-serve-gateway"
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({}, "513m"),
+        ({"media": {"max_bytes": 10 << 20}, "request": {"max_body_bytes": 99 << 20}}, "100m"),
+        ({"media": {"max_bytes": 64 << 30}}, "65g"),
+    ],
+)
+def test_nginx_lets_every_body_through_that_the_gateway_takes(settings: Object, size: str) -> None:
+    values = small(gateway={"settings": settings})
+    values["ingress"] = {"enabled": True, "host": "x.org"}
+    values["httpRoute"] = {
+        "enabled": True,
+        "parentRefs": [{"name": "public"}],
+        "nginxBodySize": True,
+    }
+    rendered = render(values)
+    annotations = rendered.get("Ingress", "gateway")["metadata"]["annotations"]
+    assert annotations["nginx.ingress.kubernetes.io/proxy-body-size"] == size
+    policy = rendered.get("ClientSettingsPolicy", "gateway")["spec"]
+    assert policy["body"] == {"maxSize": size}
+    assert policy["targetRef"]["kind"] == "HTTPRoute"
+    assert policy["targetRef"]["name"] == rendered.get("HTTPRoute", "gateway")["metadata"]["name"]

@@ -146,6 +146,16 @@ def test_an_alert_links_to_its_heading_in_the_runbooks(rule: Object) -> None:
     assert anchor in {heading.lower().replace(" ", "-") for heading in headings}
 
 
+def test_alerts_link_to_where_the_runbooks_are_published() -> None:
+    published = "https://wiki.example.org/runbooks"
+    rendered = render(small(monitoring={"rules": {"enabled": True, "runbookUrl": published}}))
+    groups = rendered.get("PrometheusRule")["spec"]["groups"]
+    found = [rule for group in groups for rule in group["rules"] if "alert" in rule]
+    assert len(found) == len(ALERTS)
+    for rule in found:
+        assert rule["annotations"]["runbook_url"] == f"{published}#{rule['alert'].lower()}"
+
+
 def test_the_objectives_of_the_values_are_in_the_rules() -> None:
     monitoring = {
         "rules": {"enabled": True, "errorBudget": 0.02, "ttftSeconds": 2.5, "ttftObjective": 0.95}

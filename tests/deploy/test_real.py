@@ -14,16 +14,25 @@ from tests.deploy.test_monitoring import ENGINE_SERIES, samples
 
 
 @pytest.mark.engine
+@pytest.mark.timeout(1_200)
 @pytest.mark.skipif(bool(reason_against()), reason=reason_against())
 def test_the_rendered_processes_serve_and_end_without_losing_a_stream(tmp_path: Path) -> None:
     """`try_chart` says what is done; the engine's metrics are those that dashboards may ask for."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.deploy.try_chart", f"--keep={tmp_path}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    output, code = run_trial(tmp_path)
+    assert code == 0, output
     found = samples((tmp_path / "engine.metrics").read_text())
     assert set(ENGINE_SERIES.read_text().split()) <= found
+
+
+def run_trial(folder: Path) -> tuple[str, int]:
+    """Output and exit code; what it started ends with it, also when the test is broken off."""
+    command = [sys.executable, "-m", "tests.deploy.try_chart", f"--keep={folder}"]
+    with subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as trial:
+        try:
+            output = trial.communicate()[0]
+        except BaseException:
+            trial.terminate()
+            raise
+        return output, trial.returncode

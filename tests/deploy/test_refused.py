@@ -99,6 +99,10 @@ REFUSED: dict[str, tuple[Object, str]] = {
         {"monitoring": {"rules": {"ttftSeconds": 3}}},
         "ttftSeconds must be one of",
     ),
+    "runbooks at a heading": (
+        {"monitoring": {"rules": {"runbookUrl": "https://x.org/runbooks#a"}}},
+        "runbookUrl: Does not match pattern",
+    ),
     "no name service": ({"networkPolicy": {"dns": []}}, "dns: Array must have at least 1 items"),
     "a peer that is everything": (
         {"networkPolicy": {"clients": [{}]}},

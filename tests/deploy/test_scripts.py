@@ -75,7 +75,7 @@ def server() -> Iterator[FileServer]:
 
     listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     state.url = f"http://127.0.0.1:{listening.server_port}/m.tar"
-    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
     yield state
     listening.shutdown()
     listening.server_close()

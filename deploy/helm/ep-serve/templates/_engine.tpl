@@ -68,7 +68,8 @@
   image: {{ include "ep-serve.image" (dict "root" .root "name" "engine") }}
   imagePullPolicy: {{ .root.Values.images.engine.pullPolicy }}
   {{- if $checkpoint.embedded }}
-  command: [ep-serve, checkpoint, embedded, --to=/models/embedded]
+  # Once: the volume may outlive the container, and the folder is there whole or not at all.
+  command: [sh, -c, "test -d /models/embedded || ep-serve checkpoint embedded --to=/models/embedded"]
   {{- else }}
   command: [python3, /etc/ep-serve/fetch_checkpoint.py]
   args:

@@ -22,7 +22,16 @@
 {{- include "ep-serve.merged" (dict "under" $gateway.settings "over" $own) | fromJson | toPrettyJson -}}
 {{- end }}
 
-{{- /* Bytes of the largest body that clients may send. */ -}}
-{{- define "ep-serve.bodyMiB" -}}
-{{- add1 (div (int64 .Values.gateway.settings.media.max_bytes) 1048576) -}}
+{{- /* The largest body that clients may send, as nginx writes sizes: an upload, or a request with its
+       inlined media. In MiB, or in GiB where that would take more than the four digits that a
+       ClientSettingsPolicy may have. */ -}}
+{{- define "ep-serve.bodySize" -}}
+{{- $settings := .Values.gateway.settings -}}
+{{- $inlined := dig "request" "max_body_bytes" 0 $settings -}}
+{{- $mib := add1 (div (max (int64 $settings.media.max_bytes) (int64 $inlined)) 1048576) -}}
+{{- if gt $mib 9999 -}}
+{{- printf "%dg" (add1 (div $mib 1024)) -}}
+{{- else -}}
+{{- printf "%dm" $mib -}}
+{{- end -}}
 {{- end }}

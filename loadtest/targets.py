@@ -116,6 +116,8 @@ class ServerSettings:
             *("--max-model-len", str(self.max_model_len)),
             *("--kv-cache-memory-bytes", str(self.kv_bytes)),
             *("--block-size", str(self.block_size)),
+            # Stock vLLM refuses a video of more tokens than it computes in a step.
+            *("--max-num-batched-tokens", str(self.max_model_len)),
             *("--limit-mm-per-prompt", '{"video": 1, "audio": 1, "image": 0}'),
             "--enable-prompt-tokens-details",
         ]

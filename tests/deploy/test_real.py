@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.chart import ROOT
-from tests.deploy.sandbox import reason_against
 from tests.deploy.test_monitoring import ENGINE_SERIES, samples
+from tests.deploy.try_chart import reason_against_pods
 
 
 @pytest.mark.engine
 @pytest.mark.timeout(1_200)
-@pytest.mark.skipif(bool(reason_against()), reason=reason_against())
+@pytest.mark.skipif(bool(reason_against_pods()), reason=reason_against_pods())
 def test_the_rendered_processes_serve_and_end_without_losing_a_stream(tmp_path: Path) -> None:
     """`try_chart` says what is done; the engine's metrics are those that dashboards may ask for."""
     output, code = run_trial(tmp_path)

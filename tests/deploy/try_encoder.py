@@ -28,12 +28,15 @@ OPTIONS = (
     *("--kv-cache-memory-bytes", str(64 << 20)),
     "--enforce-eager",
 )
-STAGES = re.compile(r'^ep_serve_stage_seconds_total\{stage="(\w+)"\} (\S+)$', re.MULTILINE)
+STAGES = re.compile(
+    r'^ep_serve_stage_seconds_total\{stage="(towers|refiner|selection)"\} (\S+)$', re.MULTILINE
+)
+"""What the worker computes; the API process of every engine still decodes the clip."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What an engine said, what it says it kept, and how long it computed for it."""
+    """What an engine said, what it says it kept, and how many seconds its worker computed."""
 
     text: str
     logprobs: list[float]
@@ -55,9 +58,7 @@ def main() -> int:
     same = alone.text == encoder.text == decoder.text
     nearest = max(abs(a - b) for a, b in zip(alone.logprobs, decoder.logprobs, strict=True))
     print(f"same answers: {same}; log-probabilities differ by {nearest:g} at most")
-    computed = sum(decoder.stages.values())
-    print(f"the decoder computed {computed:g} s for media")
-    return int(not same or computed > 0)
+    return int(not same or sum(decoder.stages.values()) > 0)
 
 
 def ask(folder: Path, name: str, role: str = "") -> Answer:

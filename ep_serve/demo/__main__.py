@@ -1,4 +1,4 @@
-"""Serve the embedded checkpoint, ask about a clip with sound, and print what was saved."""
+"""Serve the embedded model, ask about a clip with sound, and print what was answered and saved."""
 
 from __future__ import annotations
 
@@ -12,48 +12,51 @@ from pathlib import Path
 from typing import Any
 
 from openai import OpenAI
-from transformers.utils import logging
 
-from ep_serve.checkpoint.embedded import build
-from ep_serve.demo.clip import make_clip
+from ep_serve.demo import MODEL
+from ep_serve.demo.clip import QUESTIONS, SECONDS, Asked, make_clip
 from ep_serve.engine.process import ServerError, ServerProcess
 
 FOLDER = Path(".demo")
 KEEP_RATIOS = (1.0, 0.2, 0.1, 0.05)
-QUESTION = "What is seen and heard in this clip?"
 BLOCK_SIZE = 32
 """Tokens in a block of the KV cache, the smallest that vLLM has on a CPU."""
 OPTIONS = (
-    *("--max-model-len", "8192"),
+    *("--max-model-len", "4096"),
     *("--block-size", str(BLOCK_SIZE)),
-    *("--kv-cache-memory-bytes", str(256 << 20)),
+    *("--kv-cache-memory-bytes", str(128 << 20)),
     *("--served-model-name", "demo"),
     "--enforce-eager",  # compiling takes longer than this demo
 )
+END = "<|im_end|>"
+"""What the model ends its answers with."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one answer cost."""
+    """One answer and what it cost."""
 
+    asked: Asked
     keep_ratio: float
+    answer: str
     usage: dict[str, Any]
     blocks: int
     first_token_ms: float
 
+    @property
+    def verdict(self) -> str:
+        """The answer, and whether it is right."""
+        return f"{self.answer}: {'right' if self.answer == self.asked.answer else 'wrong'}"
+
 
 def main() -> int:
-    checkpoint = FOLDER / "checkpoint"
-    if not (checkpoint / "config.json").is_file():
-        logging.set_verbosity_error()  # warnings about the voice that the checkpoint does not have
-        say(f"Building the embedded checkpoint in {checkpoint} (random weights) ...")
-        build(checkpoint)
+    FOLDER.mkdir(exist_ok=True)
     clip = FOLDER / "clip.mp4"
     clip.write_bytes(make_clip())
-    say(f"Starting the server (log: {FOLDER / 'server.log'}) ...")
+    say(f"Starting the server with the embedded model (log: {FOLDER / 'server.log'}) ...")
     try:
         with ServerProcess(
-            checkpoint, OPTIONS, log=FOLDER / "server.log", progress=show_seconds
+            MODEL, OPTIONS, log=FOLDER / "server.log", progress=show_seconds
         ) as server:
             say(f"\rServer ready at {server.base_url}          ")
             run(server, clip.read_bytes())
@@ -65,62 +68,69 @@ def main() -> int:
 
 
 def run(server: ServerProcess, clip: bytes) -> None:
-    """One streamed answer to read, then a table over keep ratios."""
+    """One streamed answer to read, then tables over keep ratios and over questions."""
     client = OpenAI(base_url=server.base_url, api_key="none", max_retries=0)
-    say(f"\n> [clip.mp4, 12 s with sound] {QUESTION}")
-    ask(client, server, clip, KEEP_RATIOS[1], echo=True)
-    say("(The weights are random: the text means nothing, the figures below do.)\n")
-    rows = [ask(client, server, clip, ratio) for ratio in KEEP_RATIOS]
-    print(table(rows))
+    first = QUESTIONS[0]
+    say(f"\n> [{FOLDER / 'clip.mp4'}, {SECONDS} s with sound] {first.question}")
+    for text in stream(client, clip, first):
+        print(text, end="", flush=True)
+    say(f"\n(The right answer is: {first.answer}.)\n")
+    say(keep_ratios_table([ask(client, server, clip, first, ratio) for ratio in KEEP_RATIOS]))
+    least = KEEP_RATIOS[-1]
+    say(f"\nThe budget follows the question. The same clip at keep ratio {least:g}:\n")
+    say(questions_table([ask(client, server, clip, asked, least) for asked in QUESTIONS]))
 
 
-def ask(
-    client: OpenAI, server: ServerProcess, clip: bytes, keep_ratio: float, echo: bool = False
-) -> Row:
+def stream(client: OpenAI, clip: bytes, asked: Asked) -> Any:
+    """An answer piece by piece, as any client would ask for it."""
+    for chunk in client.chat.completions.create(
+        model="demo", messages=messages(clip, asked), max_tokens=16, temperature=0, stream=True
+    ):
+        yield chunk.choices[0].delta.content or ""
+
+
+def ask(client: OpenAI, server: ServerProcess, clip: bytes, asked: Asked, keep_ratio: float) -> Row:
     """Stream one answer and note what it took.
 
-    Every clip is made a little different, so that no cache shortens the way to the first token.
+    The model is made to go on behind its answer, so that there is time to read how many blocks its
+    prompt holds. Every clip is made a little different, so that no cache shortens the way to the
+    first token: bytes after the last box of the file are ignored.
     """
-    unlike = (
-        clip + keep_ratio.hex().encode() + bytes([echo])
-    )  # bytes after the last box are ignored
-    url = "data:video/mp4;base64," + base64.b64encode(unlike).decode()
-    # video_url is a part that vLLM adds to OpenAI's, so the client's types do not know it.
-    messages: list[Any] = [
-        {
-            "role": "user",
-            "content": [
-                {"type": "video_url", "video_url": {"url": url}},
-                {"type": "text", "text": QUESTION},
-            ],
-        }
-    ]
+    unlike = clip + keep_ratio.hex().encode() + asked.question.encode()
     began = time.perf_counter()
-    stream = client.chat.completions.create(
+    chunks = client.chat.completions.create(
         model="demo",
-        messages=messages,
+        messages=messages(unlike, asked),
         max_tokens=48,
         temperature=0,
         stream=True,
         stream_options={"include_usage": True},
-        extra_body={"keep_ratio": keep_ratio, "ignore_eos": True},
+        extra_body={"keep_ratio": keep_ratio, "ignore_eos": True, "skip_special_tokens": False},
     )
-    first_token = 0.0
-    blocks = 0
+    answer, first_token, blocks = "", 0.0, 0
     usage: dict[str, Any] = {}
-    for chunk in stream:
+    for chunk in chunks:
         text = chunk.choices[0].delta.content if chunk.choices else None
         if text and not first_token:
             first_token = time.perf_counter() - began
         if text and not blocks:  # the server's gauge follows its first token a moment later
             blocks = blocks_held(server)
-        if text and echo:
-            print(text, end="", flush=True)
+        answer += text or ""
         if chunk.usage is not None:
             usage = chunk.usage.model_dump()
-    if echo:
-        print()
-    return Row(keep_ratio, usage["reduction"], blocks, 1000 * first_token)
+    return Row(
+        asked, keep_ratio, answer.split(END)[0], usage["reduction"], blocks, 1000 * first_token
+    )
+
+
+def messages(clip: bytes, asked: Asked) -> Any:
+    """The question with the clip in front of it.
+
+    `video_url` is a part that vLLM adds to OpenAI's, so the client's types do not know it.
+    """
+    url = "data:video/mp4;base64," + base64.b64encode(clip).decode()
+    video = {"type": "video_url", "video_url": {"url": url}}
+    return [{"role": "user", "content": [video, {"type": "text", "text": asked.question}]}]
 
 
 def blocks_held(server: ServerProcess) -> int:
@@ -135,21 +145,33 @@ def blocks_held(server: ServerProcess) -> int:
     return round(float(used[1]) * (int(total[1]) - 1))
 
 
-def table(rows: list[Row]) -> str:
-    """The figures as a table in Markdown."""
+def keep_ratios_table(rows: list[Row]) -> str:
+    """One question at several keep ratios, in Markdown."""
     head = (
-        "| keep ratio | prompt tokens full | reduced | video kept | audio kept "
-        "| KV blocks held | first token, ms |\n|---:|---:|---:|---:|---:|---:|---:|"
+        "| keep ratio | answer | prompt tokens full | reduced | video kept | audio kept "
+        "| KV blocks held | first token, ms |\n|---:|---|---:|---:|---:|---:|---:|---:|"
     )
     lines = [
-        f"| {row.keep_ratio:g} | {row.usage['prompt_tokens_full']} "
-        f"| {row.usage['prompt_tokens_reduced']} "
-        f"| {row.usage['video']['kept']} of {row.usage['video']['full']} "
-        f"| {row.usage['audio']['kept']} of {row.usage['audio']['full']} "
+        f"| {row.keep_ratio:g} | {row.verdict} | {row.usage['prompt_tokens_full']} "
+        f"| {row.usage['prompt_tokens_reduced']} | {kept(row, 'video')} | {kept(row, 'audio')} "
         f"| {row.blocks} | {row.first_token_ms:.0f} |"
         for row in rows
     ]
     return "\n".join([head, *lines])
+
+
+def questions_table(rows: list[Row]) -> str:
+    """Several questions at one keep ratio, in Markdown."""
+    head = "| question | answer | video kept | audio kept |\n|---|---|---:|---:|"
+    lines = [
+        f"| {row.asked.question} | {row.verdict} | {kept(row, 'video')} | {kept(row, 'audio')} |"
+        for row in rows
+    ]
+    return "\n".join([head, *lines])
+
+
+def kept(row: Row, kind: str) -> str:
+    return f"{row.usage[kind]['kept']} of {row.usage[kind]['full']}"
 
 
 def say(text: str) -> None:

@@ -1,48 +1,49 @@
-"""A clip with sound, made on the spot: H.264 and AAC in an MP4 file, the same every time."""
+"""A clip with sound and questions about it, made on the spot, the same every time."""
 
 from __future__ import annotations
 
-import io
-from fractions import Fraction
+from dataclasses import dataclass
 
-import av
-import numpy as np
+from ep_serve.training.files import encode
+from ep_serve.training.scenes import Scene, Sight, Sound
 
-FPS = 8
-SOUND_RATE = 16_000
-SIZE = 224
-"""Width and height in pixels."""
+SECONDS = 12
 
 
-def make_clip(seconds: int = 12) -> bytes:
-    """A square wanders over a still background; a beep sounds in every third second."""
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as output:
-        video = output.add_stream("libx264", rate=FPS)
-        video.width = video.height = SIZE
-        video.pix_fmt = "yuv420p"
-        video.thread_count = 1
-        audio = output.add_stream("aac", rate=SOUND_RATE, layout="mono")
-        for index in range(seconds * FPS):
-            picture = av.VideoFrame.from_ndarray(_picture(index), format="rgb24")
-            picture.pts, picture.time_base = index, Fraction(1, FPS)
-            output.mux(video.encode(picture))
-        output.mux(video.encode(None))
-        sound = av.AudioFrame.from_ndarray(_sound(seconds), format="flt", layout="mono")
-        sound.sample_rate, sound.pts = SOUND_RATE, 0
-        output.mux(audio.encode(sound))
-        output.mux(audio.encode(None))
-    return file.getvalue()
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question, and the answer that the clip gives."""
+
+    question: str
+    answer: str
 
 
-def _picture(index: int) -> np.ndarray:
-    picture = np.full((SIZE, SIZE, 3), 200, dtype=np.uint8)
-    left = (index * 5) % (SIZE - 48)
-    picture[88:136, left : left + 48] = (210, 40, 40)
-    return picture
+SCENE = Scene(
+    seed=4_000_000,  # far from the seeds of clips that the model was trained on
+    seconds=SECONDS,
+    sights=(
+        Sight(1.0, 2.0, "red", "circle", place="left", motion=None, radius=0.2),
+        Sight(3.0, 4.0, "blue", "square", place=None, motion="right", radius=0.19),
+        Sight(5.0, 7.0, "green", "triangle", place="top", motion=None, radius=0.2),
+        Sight(8.0, 9.0, "white", "cross", place="middle", motion=None, radius=0.21),
+    ),
+    sounds=(
+        Sound(1.05, 1.95, "beep", pitch=0.5, loudness=0.6),
+        Sound(3.05, 3.95, "siren", pitch=0.4, loudness=0.7),
+        Sound(8.05, 8.95, "clicks", pitch=0.5, loudness=0.8),
+        Sound(10.05, 10.95, "buzz", pitch=0.5, loudness=0.5),
+    ),
+)
+QUESTIONS = (
+    Asked("Which colour was shown when the siren sounded?", "blue"),
+    Asked("What sounded when the white cross was shown?", "clicks"),
+    Asked("Where was the green triangle?", "top"),
+    Asked("Which way did the blue square move?", "right"),
+    Asked("What was the last sound?", "buzz"),
+    Asked("How many shapes were shown?", "4"),
+)
 
 
-def _sound(seconds: int) -> np.ndarray:
-    time = np.arange(seconds * SOUND_RATE) / SOUND_RATE
-    tone = 0.4 * np.sin(2 * np.pi * 880 * time)
-    return np.where(time.astype(int) % 3 == 1, tone, 0)[None].astype(np.float32)
+def make_clip() -> bytes:
+    """`SCENE` as an MP4 file with H.264 and AAC."""
+    return encode(SCENE)

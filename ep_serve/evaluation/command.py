@@ -6,6 +6,8 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -138,7 +140,8 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     target: Path = arguments.target
     try:
         questions = read_questions(arguments.data)
-        run(questions, _servers(arguments), plan, target)
+        with _servers(arguments) as servers:
+            run(questions, servers, plan, target)
         print(write(read_rows([target]), target))
     except EvaluationError as error:
         return _complain(error)
@@ -170,35 +173,41 @@ def inspect_clip(arguments: argparse.Namespace) -> int:
     from ep_serve.media import MediaError
 
     try:
-        inspect(
-            arguments.clip,
-            arguments.question,
-            tuple(dict.fromkeys(arguments.keep_ratios)),
-            _servers(arguments),
-            arguments.target,
-            max_tokens=arguments.max_tokens,
-        )
+        with _servers(arguments) as servers:
+            inspect(
+                arguments.clip,
+                arguments.question,
+                tuple(dict.fromkeys(arguments.keep_ratios)),
+                servers,
+                arguments.target,
+                max_tokens=arguments.max_tokens,
+            )
     except (EvaluationError, MediaError) as error:
         return _complain(error)
     print(arguments.target)
     return 0
 
 
-def _servers(arguments: argparse.Namespace) -> list[Server]:
-    """The servers that were named, each with another name."""
+@contextmanager
+def _servers(arguments: argparse.Namespace) -> Iterator[list[Server]]:
+    """The servers that were named, each with another name; their connections end with it."""
     from ep_serve.evaluation.client import Server
     from ep_serve.evaluation.errors import EvaluationError
 
     key = arguments.api_key or os.environ.get("OPENAI_API_KEY", "none")
     servers: list[Server] = []
-    for text in arguments.servers:
-        named = _NAMED.fullmatch(text)
-        name, url = (named[1], named[2]) if named else (None, text)
-        server = Server(url, key=key, model=arguments.model, name=name)
-        if server.name in (other.name for other in servers):
-            raise EvaluationError(f"two servers are called {server.name}: name them, as in a={url}")
-        servers.append(server)
-    return servers
+    with ExitStack() as stack:
+        for text in arguments.servers:
+            named = _NAMED.fullmatch(text)
+            name, url = (named[1], named[2]) if named else (None, text)
+            server = Server(url, key=key, model=arguments.model, name=name)
+            stack.callback(server.close)
+            if server.name in (other.name for other in servers):
+                raise EvaluationError(
+                    f"two servers are called {server.name}: name them, as in a={url}"
+                )
+            servers.append(server)
+        yield servers
 
 
 def _complain(error: Exception) -> int:

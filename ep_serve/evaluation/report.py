@@ -81,7 +81,8 @@ def page(summary: Summary) -> str:
     parts.append(_by_name("Accuracy by task, %", summary.tasks, summary.settings, _accuracy))
     if any(one.relative for figures in summary.tasks.values() for one in figures.values()):
         heading = "Accuracy over that at keep ratio 1, %"
-        parts.append(_by_name(heading, summary.tasks, summary.settings, _relative, guesses=False))
+        fewer = [setting for setting in summary.settings if setting[1] < 1]
+        parts.append(_by_name(heading, summary.tasks, fewer, _relative, guesses=False))
     parts += [_placement(summary), *_groups(summary)]
     return (
         f'<!doctype html><html lang="en"><head>{head}</head>'

@@ -1,4 +1,4 @@
-"""`python -m ep_serve.training embedded --out DIR`."""
+"""`python -m ep_serve.training embedded --out DIR` and `... elsewhere --to DIR`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,18 @@ def main() -> int:
     )
     embedded.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
     embedded.add_argument("--processes", type=int, default=2, help="of one thread each")
+    embedded.set_defaults(handler=train_embedded)
+    elsewhere = actions.add_parser("elsewhere", help="clips by other means, for `ep-serve eval`")
+    elsewhere.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to make")
+    elsewhere.set_defaults(handler=make_elsewhere)
     arguments = parser.parse_args()
-    logging.set_verbosity_error()  # warnings about the voice that the model does not have
+    code: int = arguments.handler(arguments)
+    return code
 
+
+def train_embedded(arguments: argparse.Namespace) -> int:
+    """Train the embedded model, and print how it answers."""
+    logging.set_verbosity_error()  # warnings about the voice that the model does not have
     from ep_serve.training.embedded import FULL, SHORT, train
 
     report = train(
@@ -36,6 +45,14 @@ def main() -> int:
         processes=arguments.processes,
     )
     print(json.dumps(report, indent=2))
+    return 0
+
+
+def make_elsewhere(arguments: argparse.Namespace) -> int:
+    """Write clips of FFmpeg's making, and questions about them."""
+    from ep_serve.training.elsewhere import write
+
+    print(write(arguments.to))
     return 0
 
 

@@ -24,7 +24,7 @@ from ep_serve.layout import (
     build_layout,
 )
 from ep_serve.training.batch import Batch, Example, collate
-from ep_serve.training.labels import ASPECTS, TOKENS_PER_SECOND, tell_seconds
+from ep_serve.training.labels import ASPECTS, CONTENT, TOKENS_PER_SECOND, tell_seconds
 from ep_serve.training.questions import Question
 from ep_serve.training.tokens import TokenClip
 
@@ -178,6 +178,8 @@ def _aspects(clip: TokenClip, shown: Shown) -> dict[str, NDArray[np.int64]]:
     aspects = {}
     for aspect, truth in tell_seconds(clip.scene).items():
         told = len(shown.audio) if "sound" in aspect else len(shown.video)
+        if shown.kind == "image" and aspect not in CONTENT:
+            told = 0  # a picture does not tell what came before it
         aspects[aspect] = np.where(
             (seconds <= last) & bool(told), truth[seconds.clip(max=last)], NOT_TOLD
         )

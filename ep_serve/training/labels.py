@@ -29,12 +29,22 @@ CONTENT = {
     "sound": 1 + len(SOUNDS),
 }
 """What goes on in a second, and the number of classes."""
-ORDINALS = dict.fromkeys(
-    ("sight number", "sound number", "of its colour", "of its shape", "of its sound"),
-    1 + MOST_SLOTS,
-)
-"""The how-manieth it is of all sights or sounds, or of those like it: it makes counting easy."""
-ASPECTS = CONTENT | ORDINALS
+COURSE = {
+    **dict.fromkeys(("sight begins", "sound begins"), 3),
+    **dict.fromkeys(
+        (
+            *("sight number", "sound number", "sights", "sounds"),
+            *("like its colour", "like its shape", "like its sound"),
+        ),
+        1 + MOST_SLOTS,
+    ),
+}
+"""What counting and order rest on, and the number of classes.
+
+Whether a second begins something or goes on with it; the how-manieth it is; how many there are in
+the whole clip, and how many of its colour, shape and sound.
+"""
+ASPECTS = CONTENT | COURSE
 TOKENS_PER_SECOND = 25
 COVERED = 0.12
 """Share of a token's square that a shape must reach over (each way) to count as seen in it."""
@@ -86,23 +96,31 @@ def label(scene: Scene, clip: Clip, grid: tuple[int, int], audio_tokens: int) ->
 def tell_seconds(scene: Scene) -> dict[str, NDArray[np.int64]]:
     """{aspect: (S,) int64}, what goes on in each second of a scene."""
     told = {aspect: np.zeros(scene.seconds, dtype=np.int64) for aspect in ASPECTS}
-    before: Counter[str] = Counter()
+    colours = Counter(sight.colour for sight in scene.sights)
+    shapes = Counter(sight.shape for sight in scene.sights)
+    names = Counter(sound.name for sound in scene.sounds)
+    told["sights"][:] = len(scene.sights)
+    told["sounds"][:] = len(scene.sounds)
     for number, sight in enumerate(scene.sights, start=1):
-        before.update([sight.colour, sight.shape])
         during = slice(int(sight.start), math.ceil(sight.end))
         told["colour"][during] = _COLOUR[sight.colour]
         told["shape"][during] = _SHAPE[sight.shape]
         told["where"][during] = _where(sight.place, sight.motion)
-        told["sight number"][during] = number
-        told["of its colour"][during] = before[sight.colour]
-        told["of its shape"][during] = before[sight.shape]
+        told["like its colour"][during] = colours[sight.colour]
+        told["like its shape"][during] = shapes[sight.shape]
+        _tell_course(told, "sight", during, number)
     for number, sound in enumerate(scene.sounds, start=1):
-        before.update([sound.name])
         during = slice(int(sound.start), math.ceil(sound.end))
         told["sound"][during] = _SOUND[sound.name]
-        told["sound number"][during] = number
-        told["of its sound"][during] = before[sound.name]
+        told["like its sound"][during] = names[sound.name]
+        _tell_course(told, "sound", during, number)
     return told
+
+
+def _tell_course(told: dict[str, NDArray[np.int64]], what: str, during: slice, number: int) -> None:
+    told[f"{what} number"][during] = number
+    told[f"{what} begins"][during] = 2
+    told[f"{what} begins"][during.start] = 1
 
 
 def _where(place: str | None, motion: str | None) -> int:

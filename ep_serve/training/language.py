@@ -49,7 +49,7 @@ TOKENS = 5200
 """AV tokens in a batch of one process, about; long clips make small batches."""
 MOST = 16
 """Questions in a batch of one process."""
-LONGEST = ((0.3, 5), (0.55, 8), (0.8, 12))
+LONGEST = ((0.2, 5), (0.38, 8), (0.55, 12))
 """Until which share of the steps clips are at most how many seconds long."""
 PART_ALONE = 0.04
 """Share of the prompts with a silent clip; as many with a sound alone, and with a picture."""
@@ -154,11 +154,14 @@ class Lessons:
             yield from self._clips[seconds]
 
     def length(self, rng: np.random.Generator, along: float) -> int:
-        """The seconds of the clips of a batch: short ones first, all of them later."""
+        """The seconds of the clips of a batch: short ones first, all of them later.
+
+        Batches of long clips hold fewer of them, so they are drawn more often.
+        """
         longest = next((most for until, most in LONGEST if along < until), max(self._clips))
         lengths = sorted(n for n in self._clips if n <= longest) or [min(self._clips)]
-        counts = np.array([len(self._clips[n]) for n in lengths], dtype=float)
-        return int(rng.choice(lengths, p=counts / counts.sum()))
+        seconds = np.array([n * len(self._clips[n]) for n in lengths], dtype=float)
+        return int(rng.choice(lengths, p=seconds / seconds.sum()))
 
     def batch(self, rng: np.random.Generator, seconds: int, keep_ratio: float) -> LessonBatch:
         """Random questions about clips of `seconds`, at one keep ratio.

@@ -139,8 +139,9 @@ WEIGHTS: dict[str, float] = {
     "cross-colour": 1.5,
     "cross-shape": 1.5,
     # The last to be learned: two things at once, or several things one by one.
-    **dict.fromkeys(["seen-there", "order-mixed", "count-sound", "count-shape"], 2.0),
-    **dict.fromkeys(["count-colour", "count-sounds", "count-sights", "order-sights"], 2.0),
+    **dict.fromkeys(["seen-there", "order-mixed", "order-sights"], 2.0),
+    **dict.fromkeys(["count-sound", "count-sounds"], 3.0),
+    **dict.fromkeys(["count-sights", "count-shape", "count-colour"], 3.0),
 }
 """How often each kind is asked in training."""
 COMMON: dict[tuple[str, str], float] = {

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clip = folder / "a & b.mp4"
     clip.write_bytes(encode(make_scene(0, 4), Encoding((112, 112), 8)))
     mock = MockServer(say=lambda question, ratio: f"</script> {question} {ratio:g}")
-    with serving(mock):
-        servers = [Server(mock.url)]
-        inspect(clip, QUESTIONS, RATIOS, servers, folder / "page.html", max_tokens=8)
+    with serving(mock), closing(Server(mock.url)) as server:
+        inspect(clip, QUESTIONS, RATIOS, [server], folder / "page.html", max_tokens=8)
     assert len(mock.bodies) == 4
     assert all(body["return_selection"] for body in mock.bodies)
     return folder / "page.html"
@@ -71,22 +71,22 @@ def test_everything_has_a_name(page: Path) -> None:
 def test_sounds_and_pictures_have_a_page_too(
     tmp_path: Path, mock: MockServer, name: str, data: bytes
 ) -> None:
-    (tmp_path / name).write_bytes(data)
-    inspect(
-        *(tmp_path / name, ["What?"], [0.2], [Server(mock.url)], tmp_path / "page.html"),
-        max_tokens=8,
-    )
-    assert pages.read(tmp_path / "page.html").loads() == []
+    clip, target = tmp_path / name, tmp_path / "page.html"
+    clip.write_bytes(data)
+    with closing(Server(mock.url)) as server:
+        inspect(clip, ["What?"], [0.2], [server], target, max_tokens=8)
+    assert pages.read(target).loads() == []
 
 
 def test_a_server_that_does_not_tell_is_named(tmp_path: Path, mock: MockServer) -> None:
     mock.failures = [400]
-    (tmp_path / "a.wav").write_bytes(make_wav(1))
-    with pytest.raises(EvaluationError, match=r"127\.0\.0\.1.*HTTP 400: not now"):
-        inspect(
-            *(tmp_path / "a.wav", ["What?"], [0.2], [Server(mock.url)], tmp_path / "page.html"),
-            max_tokens=8,
-        )
+    clip = tmp_path / "a.wav"
+    clip.write_bytes(make_wav(1))
+    with (
+        closing(Server(mock.url)) as server,
+        pytest.raises(EvaluationError, match=r"127\.0\.0\.1.*HTTP 400: not now"),
+    ):
+        inspect(clip, ["What?"], [0.2], [server], tmp_path / "page.html", max_tokens=8)
 
 
 def test_a_browser_draws_it_and_complains_about_nothing(page: Path) -> None:

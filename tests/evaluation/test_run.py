@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,8 @@ def questions(make_data: MakeData) -> list[Question]:
 
 @pytest.fixture
 def server(mock: MockServer) -> Iterator[Server]:
-    server = Server(mock.url, key="secret", name="ours", first_pause=0.001)
-    yield server
-    server.close()
+    with closing(Server(mock.url, key="secret", name="ours", first_pause=0.001)) as server:
+        yield server
 
 
 def plan(folder: Path, *ratios: float, selection: bool = False) -> Plan:
@@ -143,9 +143,9 @@ def test_a_server_that_is_gone_stops_the_run(
     assert {row.error for row in read_rows([tmp_path])} == {"HTTP 500: not now"}
 
 
-def test_tries_have_an_end(mock: MockServer, questions: list[Question], tmp_path: Path) -> None:
-    server = Server("http://127.0.0.1:1", model="any", first_pause=0.0)
-    run(questions[:1], [server], plan(tmp_path, 1.0), tmp_path)
+def test_tries_have_an_end(questions: list[Question], tmp_path: Path) -> None:
+    with closing(Server("http://127.0.0.1:1", model="any", first_pause=0.0)) as server:
+        run(questions[:1], [server], plan(tmp_path, 1.0), tmp_path)
     (row,) = read_rows([tmp_path])
     assert row.error is not None
     assert row.error.startswith("ConnectError")

@@ -100,9 +100,13 @@ def test_labels_say_what_is_in_each_second_and_square() -> None:
         "sound": [0, 0, 2, 0],
         "sight number": [0, 1, 0, 2],
         "sound number": [0, 0, 1, 0],
-        "of its colour": [0, 1, 0, 2],
-        "of its shape": [0, 1, 0, 2],
-        "of its sound": [0, 0, 1, 0],
+        "sight begins": [0, 1, 0, 1],
+        "sound begins": [0, 0, 1, 0],
+        "sights": [2, 2, 2, 2],
+        "sounds": [1, 1, 1, 1],
+        "like its colour": [0, 2, 0, 2],
+        "like its shape": [0, 2, 0, 2],
+        "like its sound": [0, 0, 1, 0],
     }
     assert labels.covers[1].tolist() == [[False] * 3, [True, False, False], [False] * 3]
     assert not labels.covers[[0, 2]].any()

@@ -52,6 +52,11 @@ SCORE_HEADS = ("thinker.compressor.", "thinker.model.compressor.")
 """Weights of a sieve: OmniSIFT's and EchoingPixels'."""
 
 
+def without_score_head(mapper: WeightsMapper) -> WeightsMapper:
+    """The same names, but for the weights of a checkpoint's own sieve: another takes its place."""
+    return mapper | WeightsMapper(orig_to_new_prefix=dict.fromkeys(SCORE_HEADS))
+
+
 @MULTIMODAL_REGISTRY.register_processor(
     ReducingProcessor, info=ReducingProcessingInfo, dummy_inputs=ReducingDummyInputs
 )
@@ -82,8 +87,7 @@ class Qwen2_5OmniReducedForConditionalGeneration(  # noqa: N801  beside the offi
         if get_pp_group().is_first_rank:
             self.sieve = sieve.for_model(self.config.text_config.hidden_size)
             if not isinstance(self.sieve, nn.Module):
-                unused = WeightsMapper(orig_to_new_prefix=dict.fromkeys(SCORE_HEADS))
-                self.hf_to_vllm_mapper = unused | self.hf_to_vllm_mapper
+                self.hf_to_vllm_mapper = without_score_head(self.hf_to_vllm_mapper)
         # The V1 runner asks for the decoding offset at every step, the V2 runner only with media.
         self._offset_column = not vllm_config.use_v2_model_runner
         # Room for the tower cache while device memory is profiled; given back by the first request.

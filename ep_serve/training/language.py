@@ -41,6 +41,8 @@ from ep_serve.training.tokens import TokenClip
 
 KEEP_RATIOS = (1.0, 0.2, 0.1, 0.05)
 """One of them is drawn for each step, from the first one on."""
+ONE_TOKEN = 1e-9
+"""A keep ratio that keeps a single token of any clip."""
 DENSE = 1.0
 """Weight of the dense loss."""
 POINTING = 1.0
@@ -283,6 +285,8 @@ class Course:
         seed: Of everything.
         rate: Highest learning rate.
         variant: What is trained.
+        begin: State of another course to begin with; there is no rise from short clips to long ones.
+        longest: Seconds of the longest clips; None takes all.
     """
 
     folder: Path
@@ -292,26 +296,40 @@ class Course:
     seed: int = 0
     rate: float = 2e-3
     variant: Variant = VARIANTS["shipped"]
+    begin: Path | None = None
+    longest: int | None = None
 
     def student(self) -> Student:
-        """An untrained model, the same for the same seed."""
+        """The model before the first step, the same for the same seed."""
         torch.manual_seed(self.seed)
         config = load_config(self.checkpoint)
         if self.variant.sections is not None:
             text_config(config).sync_rope_section = list(self.variant.sections)
-        return Student(config, self.variant)
+        student = Student(config, self.variant)
+        if self.begin is not None:
+            student.load_state_dict(torch.load(self.begin, weights_only=True)["module"])
+        return student
+
+    def lessons(self, parts: Sequence[Path]) -> Lessons:
+        """The clips of some files, as far as they are for this course."""
+        clips = (
+            clip
+            for clip in read_parts(parts)
+            if self.longest is None or clip.scene.seconds <= self.longest
+        )
+        return Lessons(clips, Prompts(self.checkpoint))
 
 
 def follow(rank: int, course: Course) -> None:
     """Do one process's share of a course."""
     student = course.student()
-    lessons = Lessons(read_parts(course.parts), Prompts(course.checkpoint))
+    lessons = course.lessons(course.parts)
     run = Run(course.folder, student, course.steps, course.rate, muon=True, quiet=rank > 0)
     for step in run.steps():
         rng = np.random.default_rng([course.seed, step, rank])
         # Length and keep ratio are those of all processes, so that none waits for another.
         common = np.random.default_rng([course.seed, step])
-        seconds = lessons.length(common, step / course.steps)
+        seconds = lessons.length(common, 1.0 if course.begin else step / course.steps)
         batch = lessons.batch(rng, seconds, float(common.choice(course.variant.keep_ratios)))
         with torch.autocast("cpu", torch.bfloat16):
             loss, figures = student(batch)

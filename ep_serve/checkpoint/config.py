@@ -6,6 +6,7 @@ It is Qwen2.5-Omni's with two keys more in `thinker_config.text_config`, `av_ref
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
@@ -93,7 +94,8 @@ def parse_config(data: dict[str, Any]) -> Qwen2_5OmniCompressConfig:
             f"model_type in config.json must be {MODEL_TYPE!r}, but it is {model_type!r}"
         )
     try:
-        config: Qwen2_5OmniCompressConfig = Qwen2_5OmniCompressConfig.from_dict(data)
+        # transformers adds to the dictionaries that it is given.
+        config: Qwen2_5OmniCompressConfig = Qwen2_5OmniCompressConfig.from_dict(deepcopy(data))
     except Exception as error:  # transformers has no common base class for what it raises here
         message = " ".join(str(error).split())
         raise CheckpointError(f"config.json is refused by transformers: {message}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,11 @@ def config() -> dict[str, Any]:
     }
     parts = {"text_config": text, "vision_config": vision, "audio_config": audio}
     low, high = BOUNDS
-    return CONFIG | {
+    whole = CONFIG | {
         MEDIA_DEFAULTS: {"min_pixels": low, "max_pixels": high},
         "thinker_config": CONFIG["thinker_config"] | parts,
     }
+    return deepcopy(whole)  # transformers adds to the dictionaries that it is given
 
 
 def write_frame(directory: Path) -> None:

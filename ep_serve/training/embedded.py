@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,18 @@ import torch
 
 from ep_serve.checkpoint.directory import new_directory, read_json, write_json
 from ep_serve.training import architecture, towers
-from ep_serve.training.data import Lesson, Prompts
+from ep_serve.training.data import Lesson
 from ep_serve.training.features import MakeFeatures
-from ep_serve.training.language import VARIANTS, Course, Lessons, Verdict, examine, follow
+from ep_serve.training.language import (
+    KEEP_RATIOS,
+    ONE_TOKEN,
+    VARIANTS,
+    Course,
+    Lessons,
+    Verdict,
+    examine,
+    follow,
+)
 from ep_serve.training.store import make_parts, read_parts, save
 from ep_serve.training.together import train_together
 from ep_serve.training.tokens import MakeTokens
@@ -35,7 +44,7 @@ HELD_OUT = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is done: clips and steps of the stages."""
+    """How much is done: clips and steps of the stages, and steps of a variant."""
 
     segments: int
     seeing: int
@@ -43,12 +52,32 @@ class Effort:
     clips: int
     language: int
     held_out: int
-    variant: int = 0
+    variant: int
 
 
-FULL = Effort(segments=4000, seeing=4000, hearing=1200, clips=3000, language=2600, held_out=400, variant=350)
+VARIANT_SECONDS = 8
+"""Of the longest clips with which variants are compared."""
+VARIANT_RATE = 1.5e-3
+
+FULL = Effort(
+    segments=4000,
+    seeing=4000,
+    hearing=1200,
+    clips=3000,
+    language=2600,
+    held_out=400,
+    variant=350,
+)
 """What led to the shipped weights, without the detours that their model card tells of."""
-SHORT = Effort(segments=400, seeing=300, hearing=200, clips=300, language=250, held_out=60, variant=50)
+SHORT = Effort(
+    segments=400,
+    seeing=300,
+    hearing=200,
+    clips=300,
+    language=250,
+    held_out=60,
+    variant=50,
+)
 """A few minutes: enough to know more than a guess."""
 
 
@@ -62,8 +91,9 @@ def train(
 ) -> dict[str, Any]:
     """Make the checkpoint `out/model`, or finish one that was begun.
 
-    A variant, or another seed, shares towers and clips with what is in `out` already; its results
-    go to `out/VARIANT-SEED`.
+    Another seed, or a variant, shares towers and clips with what is in `out` already; its results
+    go to `out/VARIANT-SEED`. A variant begins with what the shipped one has learned, and goes on
+    for a while with short clips.
 
     Args:
         out: For data, curves, states and results.
@@ -89,10 +119,19 @@ def train(
         checkpoint=frame,
         steps=effort.language,
         seed=seed,
-        variant=VARIANTS[variant],
     )
-    train_together(follow, processes, course)
+    if variant != "shipped":
+        train(out, effort, processes=processes)
+        course = replace(
+            course,
+            steps=effort.variant,
+            rate=VARIANT_RATE,
+            variant=VARIANTS[variant],
+            begin=out / "language" / "state.pt",
+            longest=VARIANT_SECONDS,
+        )
     if not (own / "model").is_dir():
+        train_together(follow, processes, course)
         export(course, out / "towers.pt", own / "model")
     if not (own / "report.json").is_file():
         report = summary(_examine(course, held_out))
@@ -177,9 +216,9 @@ def _train_tower(job: TowerJob) -> tuple[dict[str, torch.Tensor], dict[str, floa
 def _examine(course: Course, held_out: list[Path]) -> list[Verdict]:
     student = course.student()
     student.load_state_dict(torch.load(course.folder / "state.pt", weights_only=True)["module"])
-    lessons = Lessons(read_parts(held_out), Prompts(course.checkpoint))
+    asked = held_out_questions(course.lessons(held_out))
     with torch.autocast("cpu", torch.bfloat16):
-        return examine(student, held_out_questions(lessons))
+        return examine(student, asked, (*KEEP_RATIOS, ONE_TOKEN))
 
 
 def held_out_questions(lessons: Lessons, each: int = 4, seed: int = 7) -> list[Lesson]:
@@ -194,10 +233,14 @@ def summary(verdicts: list[Verdict]) -> dict[str, Any]:
     for task in (*sorted({v.task for v in verdicts}), "all"):
         own = [v for v in verdicts if task in ("all", v.task)]
         report[task] = {
-            f"{ratio:g}": _mean([v for v in own if v.keep_ratio == ratio])
+            _ratio_name(ratio): _mean([v for v in own if v.keep_ratio == ratio])
             for ratio in sorted({v.keep_ratio for v in own}, reverse=True)
         }
     return report
+
+
+def _ratio_name(ratio: float) -> str:
+    return "one token" if ratio == ONE_TOKEN else f"{ratio:g}"
 
 
 def _mean(verdicts: list[Verdict]) -> dict[str, float]:

@@ -285,7 +285,7 @@ class Course:
         seed: Of everything.
         rate: Highest learning rate.
         variant: What is trained.
-        begin: State of another course to begin with; there is no rise from short clips to long ones.
+        begin: State of another course to begin with; clips of all lengths come from then on.
         longest: Seconds of the longest clips; None takes all.
     """
 

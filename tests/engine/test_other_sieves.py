@@ -76,11 +76,9 @@ class EverySieve:
     selector = False
 
     @pytest.fixture(scope="class")
-    def served(
-        self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-    ) -> Iterator[Client]:
-        kind: type[EverySieve] = request.cls
-        with serving_stock(tmp_path_factory, *kind.options, selector=kind.selector) as client:
+    @classmethod
+    def served(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+        with serving_stock(tmp_path_factory, *cls.options, selector=cls.selector) as client:
             yield client
 
     def test_another_question_about_a_clip_reuses_its_reduction(self, served: Client) -> None:

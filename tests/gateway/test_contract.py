@@ -303,17 +303,23 @@ def test_tenants_share_neither_ids_nor_answers_in_a_cache(here: Node) -> None:
 def test_a_client_that_goes_away_cancels_the_engine_within_a_second(
     here: Node, client: openai.OpenAI
 ) -> None:
-    def seconds() -> float:
-        stream = client.chat.completions.create(**long_story(1_500))
+    tokens = 1_500
+
+    def seconds() -> float | None:
+        """None where the story was told before anybody went away, as on a very busy machine."""
+        before = here.metric("vllm:generation_tokens_total")
+        stream = client.chat.completions.create(**long_story(tokens))
         next(stream)
-        assert becomes(here, 1, within=30)
+        seen = becomes(here, 1, within=5)
         stream.close()
         left = time.monotonic()
-        assert becomes(here, 0, within=30)
-        return time.monotonic() - left
+        assert becomes(here, 0, within=60)
+        took = time.monotonic() - left
+        told = here.metric("vllm:generation_tokens_total") - before
+        return took if seen and told < tokens else None
 
-    # A busy machine may be slow once.
-    assert any(seconds() < 1 for _ in range(3))
+    rounds = (seconds() for _ in range(10))
+    assert any(took is not None and took < 1 for took in rounds)
 
 
 def test_sigterm_lets_a_running_stream_finish(here: Node, client: openai.OpenAI) -> None:

@@ -15,7 +15,7 @@ from ep_serve.training.weights import load_thinker
 
 pytestmark = pytest.mark.slow
 
-EFFORT = Effort(segments=48, seeing=1, hearing=48, clips=8, language=2, held_out=8)
+EFFORT = Effort(segments=48, seeing=1, hearing=48, clips=8, language=2, held_out=8, variant=1)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_the_checkpoint_is_the_trained_model(out: Path) -> None:
 
 def test_it_leaves_curves_and_a_report(out: Path) -> None:
     report = json.loads((out / "report.json").read_text())
-    assert set(report["all"]) == {"1", "0.2", "0.1", "0.05"}
+    assert set(report["all"]) == {"1", "0.2", "0.1", "0.05", "one token"}
     assert report["all"]["1"]["questions"] == 4 * EFFORT.held_out
     assert report["all"]["0.05"]["kept_evidence"] <= 1
 
@@ -60,3 +60,14 @@ def test_a_finished_training_is_not_done_again(out: Path) -> None:
     report = train(out, EFFORT)
     assert report == json.loads((out / "report.json").read_text())
     assert (out / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_variant_goes_on_from_what_was_learned(out: Path) -> None:
+    report = train(out, EFFORT, variant="closed-random", processes=1)
+    before = torch.load(out / "language" / "state.pt", weights_only=True)["module"]
+    folder = out / "closed-random-0"
+    after = torch.load(folder / "language" / "state.pt", weights_only=True)
+    assert after["step"] == 1
+    name = "thinker.model.layers.0.mlp.down_proj.weight"
+    torch.testing.assert_close(after["module"][name], before[name], atol=0.01, rtol=0)
+    assert report == json.loads((folder / "report.json").read_text())

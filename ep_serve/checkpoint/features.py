@@ -21,6 +21,9 @@ VIDEO_PIXELS = (128 * 28 * 28, 768 * 28 * 28)
 """Least and most pixels of a video frame: the defaults of `Qwen2_5OmniProcessorKwargs`, which win
 over the checkpoint's own video processor."""
 
+_AT_ONCE = 128
+"""Patches that are normalized together: they stay in a core's cache."""
+
 Bounds = tuple[int, int]
 """Least and most pixels of a frame or picture."""
 Grid = tuple[int, int, int]
@@ -33,16 +36,49 @@ def shrunk(height: int, width: int, bounds: Bounds) -> tuple[int, int]:
 
 
 def video_patches(
-    video_processor: Any, frames: NDArray[np.uint8], bounds: Bounds
+    video_processor: Any,
+    frames: NDArray[np.uint8],
+    bounds: Bounds,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, Grid]:
-    """Patches (n, values) float32 of frames (T, H, W, 3), T even, and their grid."""
+    """Patches (n, values) of frames (T, H, W, 3), T even, and their grid.
+
+    Frames that need no resizing are cut into patches as bytes and normalized few at a time: the
+    processor as a whole goes through the clip in float32 several times, which takes four times as
+    long. The numbers are the same.
+    """
+    height, width = frames.shape[1:3]
+    video = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    if smart_resize(height, width, TOKEN_SIDE, *bounds) == (height, width):
+        return _patches_as_they_are(video_processor, video, dtype)
     output = video_processor(
-        videos=[torch.from_numpy(frames).permute(0, 3, 1, 2)],
-        size=_size(bounds),
-        do_sample_frames=False,
-        return_tensors="pt",
+        videos=[video], size=_size(bounds), do_sample_frames=False, return_tensors="pt"
     )
-    return _patches(output, "pixel_values_videos", "video_grid_thw")
+    patches, grid = _patches(output, "pixel_values_videos", "video_grid_thw")
+    return patches.to(dtype), grid
+
+
+def _patches_as_they_are(
+    processor: Any, video: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, Grid]:
+    """Patches (n, values) of frames (T, 3, H, W) whose size is right."""
+    side, depth = processor.patch_size, processor.temporal_patch_size
+    cut, *grid = processor.patchify(video[None], side, processor.merge_size, depth)
+    images = cut[0].view(-1, 3, depth * side, side)
+    patches = torch.empty(images.shape, dtype=dtype)
+    for some, target in zip(images.split(_AT_ONCE), patches.split(_AT_ONCE), strict=True):
+        target.copy_(
+            processor.rescale_and_normalize(
+                some,
+                processor.do_rescale,
+                processor.rescale_factor,
+                processor.do_normalize,
+                processor.image_mean,
+                processor.image_std,
+            )
+        )
+    time, rows, columns = grid
+    return patches.flatten(1), (time, rows, columns)
 
 
 def image_patches(

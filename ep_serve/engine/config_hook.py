@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _NGRAM_METHODS = frozenset({"ngram", "ngram_gpu", "suffix"})
 """Speculative methods that read token ids only."""
 
+SCHEDULER = "ep_serve.engine.scheduler.reducing_scheduler"
+"""A name only: the scheduler's module is for the process that computes."""
+
 _WORKER_EXTENSION = "ep_serve.engine.worker.ReductionReports"
 
 _PRUNING_SWITCH = 0.5
@@ -61,6 +64,8 @@ class ReducingConfig(VerifyAndUpdateConfig):
         if parallel.worker_extension_cls not in ("", _WORKER_EXTENSION):
             raise ValueError("--worker-extension-cls cannot be set: the model needs its own")
         parallel.worker_extension_cls = _WORKER_EXTENSION
+        if vllm_config.scheduler_config.scheduler_cls is None:
+            vllm_config.scheduler_config.scheduler_cls = SCHEDULER
         if current_platform.is_cpu():
             mm_config.skip_mm_profiling = True  # memory is not budgeted by a dry run here
             if parallel.worker_cls == "auto":

@@ -213,13 +213,13 @@ class MediaProcessor:
 
     def _video(self, key: bytes, clip: media.Clip, options: MediaOptions) -> MediumFeatures:
         bounds = _bounds(options, *VIDEO_PIXELS)
-        patches, grid = video_patches(self._video_processor, clip.frames, bounds)
+        patches, grid = video_patches(self._video_processor, clip.frames, bounds, self._dtype)
         mel = None if clip.sound is None else self._mel(clip.sound)
         tokens = 0 if mel is None else audio_token_count(mel.shape[1])
         return MediumFeatures(
             key=key,
             shape=Video(grid, second_per_grid=TEMPORAL_PATCH / clip.fps, audio_tokens=tokens),
-            pixel_values=patches.to(self._dtype),
+            pixel_values=patches,
             grid_thw=grid,
             mel=mel if tokens else None,
         )

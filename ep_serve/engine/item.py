@@ -219,6 +219,13 @@ def unpack_cpu_fields(item: Mapping[str, MultiModalFieldElem]) -> FusedItem:
     return _unpack_one({**fields, "pixel_values": empty, "mel": empty})
 
 
+def full_length(item: Mapping[str, MultiModalFieldElem]) -> int:
+    """Tokens that an item covers before reduction."""
+    token_ids = item["token_ids"].data
+    assert isinstance(token_ids, torch.Tensor)
+    return token_ids.shape[0]
+
+
 def _unpack_one(fields: dict[str, Any]) -> FusedItem:
     keep, start, after, tail, delta = fields["span"].tolist()
     return FusedItem(

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoVideoProcessor
 
@@ -61,12 +62,12 @@ def features(scene: Scene, *, worse: bool = True) -> Features:
     """Draw and play a scene, and process it as the engine would."""
     video_processor, feature_extractor = processors()
     clip = make_clip(scene, BOUNDS, worse=worse)
-    patches, grid = video_patches(video_processor, clip.frames, BOUNDS)
+    patches, grid = video_patches(video_processor, clip.frames, BOUNDS, torch.bfloat16)
     mel = log_mel(feature_extractor, clip.sound)
     tokens = audio_token_count(mel.shape[1])
     return Features(
         scene=scene,
-        patches=patches.bfloat16(),
+        patches=patches,
         grid=grid,
         second_per_grid=TEMPORAL_PATCH / clip.fps,
         mel=mel.bfloat16(),

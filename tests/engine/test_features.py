@@ -11,6 +11,7 @@ from transformers.models.qwen2_5_omni.processing_qwen2_5_omni import Qwen2_5Omni
 from vllm.exceptions import VLLMValidationError
 
 from ep_serve.checkpoint.embedded import build
+from ep_serve.checkpoint.features import video_patches
 from ep_serve.engine.features import MediaProcessor
 from ep_serve.engine.medium import EncodedMedium
 from ep_serve.engine.settings import EngineSettings, MediaOptions, MediaSettings, Settings
@@ -132,16 +133,15 @@ def test_large_frames_shrink_while_they_are_decoded(
     processor: MediaProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, ...]] = []
-    video = processor._video_processor
 
-    def watched(videos: Any, **kwargs: Any) -> Any:
-        seen.append(tuple(videos[0].shape))
-        return video(videos=videos, **kwargs)
+    def watched(processor: Any, frames: np.ndarray, *more: Any) -> Any:
+        seen.append(frames.shape)
+        return video_patches(processor, frames, *more)
 
-    monkeypatch.setattr(processor, "_video_processor", watched)
+    monkeypatch.setattr("ep_serve.engine.features.video_patches", watched)
     clip = EncodedMedium("video", make_clip(1, size=(640, 480)))
     found = features(processor, clip, max_pixels=112 * 112)
-    assert seen == [(4, 3, 84, 112)]
+    assert seen == [(4, 84, 112, 3)]
     assert found.grid_thw == (2, 6, 8)
 
 

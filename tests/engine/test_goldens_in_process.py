@@ -147,3 +147,37 @@ def test_a_request_holds_the_blocks_of_its_reduced_prompt(engine: Engine, name: 
     assert len(blocks) == -(-reduced // BLOCK_SIZE)
     while vllm.has_unfinished_requests():
         vllm.step()
+
+
+def test_a_step_reduces_no_more_than_it_has_tokens_for(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted before the reduction: five prompts of 192 tokens leave 33 each, and 400 fit."""
+    from vllm import SamplingParams
+
+    from ep_serve.engine.item import full_length
+
+    scheduler = engine.core.scheduler
+    monkeypatch.setattr(scheduler, "max_num_encoder_input_tokens", 400)
+    steps: list[list[int]] = []
+    schedule = scheduler.schedule
+
+    def remember(*args: Any) -> Any:
+        output = schedule(*args)
+        steps.append(
+            [
+                full_length(scheduler.requests[request].mm_features[i].data)
+                for request, chosen in output.scheduled_encoder_inputs.items()
+                for i in chosen
+            ]
+        )
+        return output
+
+    monkeypatch.setattr(scheduler, "schedule", remember)
+    prompts = [golden_prompt("aiv_a_r005") for _ in range(5)]
+    for i, prompt in enumerate(prompts):
+        prompt["mm_processor_kwargs"]["keep_ratio"] = 0.03 + i / 1000
+    params = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
+    outputs = engine.llm.generate(prompts, params, use_tqdm=False)
+    assert len(outputs) == 5
+    assert [step for step in steps if step] == [[192, 192], [192, 192], [192]]

@@ -15,12 +15,14 @@ from vllm.model_executor.models.qwen2_5_omni_thinker import (
 )
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.renderers import chat_utils, online_renderer
-from vllm.v1.engine import async_llm
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import async_llm, core
 from vllm.v1.worker import cpu_model_runner, gpu_model_runner
 from vllm.v1.worker.gpu.model_states import mm_pruning
 
 from ep_serve.engine import drain, media_io, openai_patch
 from ep_serve.engine.item import MODALITY
+from ep_serve.engine.scheduler import ReducingAsyncScheduler
 
 
 def parameters(function: object) -> list[str]:
@@ -119,3 +121,11 @@ def test_a_server_that_stops_shuts_its_engine_down_from_a_thread() -> None:
     assert drain._original_shutdown is not drain._shutdown
     for name in ("abort", "errored", "get_num_unfinished_requests"):
         assert hasattr(async_llm.AsyncLLM, name)
+
+
+def test_the_scheduler_asks_for_each_requests_share_of_the_encoders_budget() -> None:
+    ask = Scheduler._try_schedule_encoder_inputs
+    assert parameters(ask) == parameters(ReducingAsyncScheduler._try_schedule_encoder_inputs)
+    assert "encoder_compute_budget -= num_encoder_embeds" in inspect.getsource(ask)
+    assert inspect.getsource(Scheduler.schedule).count("= self._try_schedule_encoder_inputs(") == 2
+    assert "scheduler_config.get_scheduler_cls()" in inspect.getsource(core.EngineCore.__init__)

@@ -19,7 +19,10 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
 from vllm.model_executor.models.qwen2 import Qwen2MLP, Qwen2Model
 from vllm.model_executor.models.utils import AutoWeightsLoader
+from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+from ep_serve.engine.block_attention import BlockAttention
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -145,14 +148,20 @@ class RefinerAttention(nn.Module):
         self.num_kv_heads = max(1, kv_heads // ranks)
         self.head_dim = head_dim
         self.rotary_emb = rotary
-        self.attn = MMEncoderAttention(
-            self.num_heads, head_dim, head_dim**-0.5, self.num_kv_heads, prefix=f"{prefix}.attn"
+        self.attn = self._attention(f"{prefix}.attn")
+
+    def _attention(self, prefix: str) -> nn.Module:
+        if current_platform.is_cpu() and torch.get_default_dtype() == torch.bfloat16:
+            return BlockAttention()
+        attention = MMEncoderAttention(
+            self.num_heads, self.head_dim, self.head_dim**-0.5, self.num_kv_heads, prefix=prefix
         )
-        if self.attn.attn_backend == AttentionBackendEnum.FLASHINFER:
+        if attention.attn_backend == AttentionBackendEnum.FLASHINFER:
             raise ValueError(
                 "the refiner cannot use the FLASHINFER encoder attention; choose FLASH_ATTN, "
                 "TRITON_ATTN or TORCH_SDPA with --mm-encoder-attn-backend"
             )
+        return attention
 
     def forward(
         self,

@@ -91,11 +91,22 @@ def memory(run: Run) -> float | None:
     return value
 
 
+def beside_attention(run: Run) -> float | None:
+    """Seconds of a request in the stages whose work is proportional to the clip's length.
+
+    Left out are refiner and prefill, where every token meets every other, and waiting.
+    """
+    measured = [run.figures["stages_s"].get(name) for name in LINEAR_STAGES]
+    known = [seconds for seconds in measured if seconds is not None]
+    return sum(known) if known else None
+
+
 def _point(run: Run, name: str, point: str) -> float | None:
     values = run.figures[name]
     return values[point] if values else None
 
 
+LINEAR_STAGES = ("fetch", "decode", "features", "layout", "item", "towers", "selection")
 Measure = Callable[[Run], float | None]
 FIGURES: dict[str, Measure] = {
     "TTFT p50": first_token,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.compare import Gain, cells, gains
+from loadtest.compare import Gain, beside_attention, cells, gains, memory
 from loadtest.compare import first_token as first_token_of
 from loadtest.plots import draw, fits
 from loadtest.records import Report
@@ -183,15 +183,33 @@ def _searches(report: Report) -> Table:
 
 
 def _lengths(report: Report) -> Table:
-    """A straight line through time to first token over clip length, and how well it fits."""
+    """Straight lines over clip length, and how well they fit."""
     rows = []
-    for name, points in fits(cells(report), first_token_of).items():
-        x, y = np.array(points).T
-        slope, start = np.polyfit(x, y, 1)
-        off = np.abs(y - slope * x - start).max() / y.max()
-        rows.append([name, str(len(x)), f"{slope:.4f}", f"{start:.3f}", f"{100 * off:.1f} %"])
-    heads = ["what", "lengths", "s for each s of clip", "at 0", "furthest off, of the longest"]
-    return "Time to first token over clip length, a straight line", heads, rows
+    for what, figure, unit in (
+        ("first token, s", first_token_of, 1.0),
+        ("stages beside attention, s", beside_attention, 1.0),
+        ("memory peak, MiB", memory, MIB),
+    ):
+        for name, points in fits(cells(report), figure).items():
+            x, y = np.array(points).T
+            y /= unit
+            slope, start = np.polyfit(x, y, 1)
+            off = np.abs(y - slope * x - start).max() / y.max()
+            values = ", ".join(f"{value:.4g}" for value in y)
+            rows.append([f"{what}: {name}", values, f"{slope:.4f}", f"{start:.3f}", _percent(off)])
+    lengths = ", ".join(f"{n:g}" for n in sorted({run.seconds for run in report.runs}))
+    heads = [
+        "what",
+        f"at {lengths} s",
+        "for each s of clip",
+        "at 0",
+        "furthest off, of the longest",
+    ]
+    return "Over clip length, a straight line", heads, rows
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _cell(cell: tuple[str, str, float, str]) -> str:

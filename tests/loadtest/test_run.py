@@ -102,7 +102,9 @@ def test_lengths_of_clips_get_a_straight_line(mock: MockServer, tmp_path: Path) 
     assert (tmp_path / "clip_length.png").is_file()
     from loadtest.report import text
 
-    assert "a straight line" in text(Report.load(tmp_path / "report.json"))
+    shown = text(Report.load(tmp_path / "report.json"))
+    assert "a straight line" in shown
+    assert "first token, s: plain, unique, c=1 |" in shown
 
 
 def test_a_server_that_refuses_everything_is_reported(mock: MockServer, tmp_path: Path) -> None:

@@ -30,6 +30,11 @@ DRAIN_MIDDLEWARE = "ep_serve.engine.drain.DrainMiddleware"
 CPU_KV_CACHE_BYTES = 2 << 30
 """KV cache on a CPU, where vLLM would otherwise take most of the machine's memory."""
 
+PROCESSOR_CACHE_GB = 1
+"""vLLM's cache of processed items, in the engine's process. An item of ours holds the question too
+where the sieve reads it, so it is worth something to the very same request only; what several
+requests share is remembered by content, see `--tower-cache-gib` and `--media-cache-gib`."""
+
 MEDIA_OPTIONS = (
     "keep_ratio",
     "rho_audio",
@@ -125,6 +130,8 @@ def _defaults(forwarded: Sequence[str]) -> list[str]:
     defaults = []
     if "--shutdown-timeout" not in given:
         defaults += ["--shutdown-timeout", str(SHUTDOWN_SECONDS)]
+    if "--mm-processor-cache-gb" not in given:
+        defaults += ["--mm-processor-cache-gb", str(PROCESSOR_CACHE_GB)]
     sized = {"--kv-cache-memory-bytes", "--gpu-memory-utilization"} & given
     if current_platform.is_cpu() and not sized and not envs.VLLM_CPU_KVCACHE_SPACE:
         defaults += ["--kv-cache-memory-bytes", str(CPU_KV_CACHE_BYTES)]

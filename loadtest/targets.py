@@ -133,6 +133,8 @@ class ServerSettings:
                 options += ["--min-pixels", str(self.min_pixels)]
             if target.sieve is not None:
                 options += ["--sieve", target.sieve]
+                if target.reduces:  # some sieves do not start without a default
+                    options += ["--keep-ratio", str(target.keep_ratio)]
         return [*options, *self.extra]
 
     def checkpoint(self, target: Target) -> Path:

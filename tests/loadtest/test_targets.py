@@ -50,6 +50,7 @@ def test_another_sieve_has_a_server_of_its_own() -> None:
     target = Target.parse("omnizip@0.35")
     assert (target.server, target.fields) == ("omnizip", {"keep_ratio": 0.35})
     assert option(SETTINGS.options(target), "--sieve") == "omnizip"
+    assert option(SETTINGS.options(target), "--keep-ratio") == "0.35"
     assert SETTINGS.checkpoint(target) == Path("stock")
 
 

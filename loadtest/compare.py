@@ -106,6 +106,8 @@ def _point(run: Run, name: str, point: str) -> float | None:
     return values[point] if values else None
 
 
+ALL_TOKENS = ("stock", "none")
+"""Targets that do not reduce."""
 LINEAR_STAGES = ("fetch", "decode", "features", "layout", "item", "towers", "selection")
 Measure = Callable[[Run], float | None]
 FIGURES: dict[str, Measure] = {
@@ -183,15 +185,16 @@ def gains(report: Report) -> list[Gain]:
         if base is None or target == report.baseline:
             continue
         bound = bounds.get((target, seconds))
-        unique = media == "unique"  # what caches save is in no bound
+        # The bounds are those against all tokens, and what caches save is in none of them.
+        comparable = media == "unique" and report.baseline in ALL_TOKENS
         found.append(
             Gain(
                 cell,
                 ratio(values(base, first_token), values(runs, first_token)),
                 ratio(values(runs, rate), values(base, rate)),
                 ratio(values(base, kv_blocks), values(runs, kv_blocks)),
-                bound.first_token if bound and unique else None,
-                bound.request if bound and unique else None,
+                bound.first_token if bound and comparable else None,
+                bound.request if bound and comparable else None,
             )
         )
     return found

@@ -96,3 +96,12 @@ def test_another_file_is_no_report(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ValueError, match="Report"):
         Report.load(tmp_path / "x.json")
+
+
+def test_a_bound_is_shown_only_beside_all_tokens() -> None:
+    runs = [run("0.2", [whole(2.0)]), run("0.1", [whole(1.0)])]
+    limit = Bounds(target="0.1", seconds=10, first_token=4, request=4, kv=4)
+    (gain,) = gains(report(runs, baseline="0.2", bounds=[limit]))
+    assert gain.first_token is not None
+    assert gain.first_token_bound is None
+    assert gain.requests_bound is None

@@ -19,7 +19,8 @@ def main() -> int:
     embedded.add_argument(
         "--variant",
         default="shipped",
-        help="full, closed, closed-uniform, closed-random or mrope, to compare with",
+        help="again, mrope, full, uniform, random, closed, closed-uniform, closed-random or "
+        "omnisift: goes on from the shipped one, to compare with",
     )
     embedded.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
     embedded.add_argument("--processes", type=int, default=2, help="of one thread each")

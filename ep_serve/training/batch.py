@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,7 +37,8 @@ class Batch:
         positions: (B, 3, L) int64.
         valid: (B, L) bool, no padding.
         av: (n, D) AV tokens of all prompts behind each other.
-        keep: (B,) int64, how many AV tokens of each prompt survive.
+        keep: (B,) int64, how many AV tokens of each prompt survive, of all kinds together.
+        keep_ratios: (B,) float64, what was asked for, for sieves that count for themselves.
         answer_ids: (B, A) int64.
         answer_valid: (B, A) bool.
         answer_positions: (B, 3, A) int64.
@@ -48,6 +50,7 @@ class Batch:
     valid: Tensor
     av: Tensor
     keep: Tensor
+    keep_ratios: Tensor
     answer_ids: Tensor
     answer_valid: Tensor
     answer_positions: Tensor
@@ -61,6 +64,17 @@ class Batch:
     def targets(self) -> Tensor:
         """(n,) int64, the tokens of all answers behind each other."""
         return self.answer_ids[self.answer_valid]
+
+    def layout(self, row: int) -> Layout:
+        """One of the prompts without its padding; all its media count as one."""
+        n = int(self.valid[row].sum())
+        kinds = self.kinds[row, :n].cpu().numpy()
+        return Layout(
+            token_ids=self.token_ids[row, :n].cpu().numpy(),
+            kinds=kinds,
+            media=np.where(kinds == Kind.TEXT, -1, 0).astype(np.int32),
+            positions=self.positions[row, :, :n].cpu().numpy(),
+        )
 
     def to(self, device: str) -> Batch:
         """The same batch on another device."""
@@ -102,6 +116,7 @@ def collate(examples: Sequence[Example], keep_ratios: Sequence[float]) -> Batch:
                 for example, ratio in zip(examples, keep_ratios, strict=True)
             ]
         ),
+        keep_ratios=torch.tensor(keep_ratios, dtype=torch.float64),
         answer_ids=answer_ids,
         answer_valid=answer_valid,
         answer_positions=answer_positions,

@@ -26,6 +26,7 @@ from ep_serve.layout import (
 from ep_serve.training.batch import Batch, Example, collate
 from ep_serve.training.labels import ASPECTS, CONTENT, TOKENS_PER_SECOND, tell_seconds
 from ep_serve.training.questions import Question
+from ep_serve.training.scenes import Scene
 from ep_serve.training.tokens import TokenClip
 
 MEDIA_TOKENS = MediaTokens.from_config(CONFIG["thinker_config"])
@@ -39,12 +40,14 @@ class Lesson:
 
     Attributes:
         example: What the model sees.
-        question: What it is asked.
+        scene: What happens in the clip.
+        question: What is asked about it.
         aspects: {aspect: (N_av,) int64}, what is going on in the token's own second.
         evidence: (groups, N_av) bool, for everything that the answer rests on its tokens.
     """
 
     example: Example
+    scene: Scene
     question: Question
     aspects: dict[str, NDArray[np.int64]]
     evidence: NDArray[np.bool_]
@@ -156,6 +159,7 @@ def lesson(
             torch.cat([clip.video, clip.audio])[torch.from_numpy(source)],
             prompts.answer(question.answer),
         ),
+        scene=clip.scene,
         question=question,
         aspects={name: truth[source] for name, truth in _aspects(clip, shown).items()},
         evidence=_evidence(clip, question)[:, source],

@@ -7,28 +7,18 @@ from __future__ import annotations
 
 import shutil
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ep_serve.checkpoint.directory import new_directory, read_json, write_json
 from ep_serve.training import architecture, towers
-from ep_serve.training.data import Lesson
+from ep_serve.training.exam import examine, guesses, held_out_questions, summary
 from ep_serve.training.features import MakeFeatures
-from ep_serve.training.language import (
-    KEEP_RATIOS,
-    ONE_TOKEN,
-    VARIANTS,
-    Course,
-    Lessons,
-    Verdict,
-    examine,
-    follow,
-)
+from ep_serve.training.language import KEEP_RATIOS, ONE_TOKEN, VARIANTS, Course, follow
 from ep_serve.training.store import make_parts, read_parts, save
 from ep_serve.training.together import train_together
 from ep_serve.training.tokens import MakeTokens
@@ -55,8 +45,6 @@ class Effort:
     variant: int
 
 
-VARIANT_SECONDS = 8
-"""Of the longest clips with which variants are compared."""
 VARIANT_RATE = 1.5e-3
 
 FULL = Effort(
@@ -93,7 +81,7 @@ def train(
 
     Another seed, or a variant, shares towers and clips with what is in `out` already; its results
     go to `out/VARIANT-SEED`. A variant begins with what the shipped one has learned, and goes on
-    for a while with short clips.
+    for a while; it leaves a checkpoint only if that can be served.
 
     Args:
         out: For data, curves, states and results.
@@ -103,7 +91,7 @@ def train(
         processes: Processes of one thread each.
 
     Returns:
-        The shares of right answers, also written to `report.json`.
+        The shares of right answers and guesses, also written to `report.json`.
     """
     frame = out / "frame"
     architecture.write_frame(frame)
@@ -124,18 +112,18 @@ def train(
         train(out, effort, processes=processes)
         course = replace(
             course,
-            steps=effort.variant,
+            steps=effort.variant * VARIANTS[variant].patience,
             rate=VARIANT_RATE,
             variant=VARIANTS[variant],
             begin=out / "language" / "state.pt",
-            longest=VARIANT_SECONDS,
         )
-    if not (own / "model").is_dir():
+    serves = course.variant.serves
+    if not (own / ("model" if serves else "report.json")).exists():
         train_together(follow, processes, course)
-        export(course, out / "towers.pt", own / "model")
+        if serves:
+            export(course, out / "towers.pt", own / "model")
     if not (own / "report.json").is_file():
-        report = summary(_examine(course, held_out))
-        write_json(own / "report.json", report)
+        write_json(own / "report.json", _examine(course, held_out))
     return read_json(own / "report.json")
 
 
@@ -213,38 +201,10 @@ def _train_tower(job: TowerJob) -> tuple[dict[str, torch.Tensor], dict[str, floa
     return tower.state_dict(), figures
 
 
-def _examine(course: Course, held_out: list[Path]) -> list[Verdict]:
+def _examine(course: Course, held_out: list[Path]) -> dict[str, Any]:
     student = course.student()
     student.load_state_dict(torch.load(course.folder / "state.pt", weights_only=True)["module"])
     asked = held_out_questions(course.lessons(held_out))
     with torch.autocast("cpu", torch.bfloat16):
-        return examine(student, asked, (*KEEP_RATIOS, ONE_TOKEN))
-
-
-def held_out_questions(lessons: Lessons, each: int = 4, seed: int = 7) -> list[Lesson]:
-    """A few questions about each clip, always the same ones."""
-    rng = np.random.default_rng(seed)
-    return [lessons.lesson(clip, rng) for clip in lessons.clips() for _ in range(each)]
-
-
-def summary(verdicts: list[Verdict]) -> dict[str, Any]:
-    """Shares of right answers by task and keep ratio, and where the kept tokens lie."""
-    report: dict[str, Any] = {}
-    for task in (*sorted({v.task for v in verdicts}), "all"):
-        own = [v for v in verdicts if task in ("all", v.task)]
-        report[task] = {
-            _ratio_name(ratio): _mean([v for v in own if v.keep_ratio == ratio])
-            for ratio in sorted({v.keep_ratio for v in own}, reverse=True)
-        }
-    return report
-
-
-def _ratio_name(ratio: float) -> str:
-    return "one token" if ratio == ONE_TOKEN else f"{ratio:g}"
-
-
-def _mean(verdicts: list[Verdict]) -> dict[str, float]:
-    shown = ("right", "kept_evidence", "evidence", "audio_share")
-    rows = [asdict(v) for v in verdicts]
-    means = {name: round(float(np.mean([row[name] for row in rows])), 4) for name in shown}
-    return {"questions": len(verdicts), **means}
+        verdicts = examine(student, asked, (*KEEP_RATIOS, ONE_TOKEN))
+    return summary(verdicts) | {"guesses": guesses(course.lessons(course.parts), asked)}

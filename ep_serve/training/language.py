@@ -7,6 +7,7 @@ scores put on the tokens the answer rests on.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ep_serve.checkpoint.config import load_config, text_config
-from ep_serve.layout import Kind
 from ep_serve.training.data import (
     NOT_TOLD,
     Lesson,
@@ -66,23 +66,46 @@ class Variant:
     Attributes:
         keep_ratios: One of them is drawn for each step; 1 alone trains with all tokens.
         closed: Close the bypass: the decoder gets text unrefined.
-        sieve: Who chooses instead of the scores: "uniform" or "random".
+        sieve: Who chooses instead of the scores: "uniform" or "random" among the refined tokens,
+            "omnisift" without a refiner and with a selector of its own.
         sections: Channels of the rows T, H, W and T again, instead of Sync-RoPE's.
+        longest: Seconds of the longest clips; None takes all.
+        patience: How many times the steps of other variants.
     """
 
     keep_ratios: tuple[float, ...] = KEEP_RATIOS
     closed: bool = False
     sieve: str | None = None
     sections: tuple[int, int, int, int] | None = None
+    longest: int | None = None
+    patience: int = 1
+
+    @property
+    def refines(self) -> bool:
+        """Whether the refiner is part of it."""
+        return self.sieve != "omnisift"
+
+    @property
+    def serves(self) -> bool:
+        """Whether a checkpoint can hold it: the rest is the same model, put together otherwise."""
+        return self.sieve is None and not self.closed
 
 
+SHORT_CLIPS = 8
+"""Seconds of the longest clips for variants that say who chooses."""
 VARIANTS = {
     "shipped": Variant(),
-    "full": Variant(keep_ratios=(1.0,)),
-    "closed": Variant(closed=True),
-    "closed-uniform": Variant(closed=True, sieve="uniform"),
-    "closed-random": Variant(closed=True, sieve="random"),
+    # All that follow go on from the shipped one; "again" is what they are held against.
+    "again": Variant(),
     "mrope": Variant(sections=(8, 12, 12, 0)),  # 16, 24, 24 of a head of 128
+    "full": Variant(keep_ratios=(1.0,)),
+    "uniform": Variant(sieve="uniform", longest=SHORT_CLIPS),
+    "random": Variant(sieve="random", longest=SHORT_CLIPS),
+    "closed": Variant(closed=True, longest=SHORT_CLIPS),
+    "closed-uniform": Variant(closed=True, sieve="uniform", longest=SHORT_CLIPS),
+    "closed-random": Variant(closed=True, sieve="random", longest=SHORT_CLIPS),
+    # Its decoder has never seen tokens that no refiner has prepared, so it learns for longer.
+    "omnisift": Variant(sieve="omnisift", longest=SHORT_CLIPS, patience=2),
 }
 
 
@@ -91,28 +114,29 @@ class Student(nn.Module):
 
     def __init__(self, config: Any, variant: Variant) -> None:
         super().__init__()
+        self.refines = variant.refines
         self.thinker = Thinker(config, closed=variant.closed, sieve=variant.sieve)
         width = self.thinker.lm_head.in_features
         self.heads = nn.ModuleDict({a: nn.Linear(width, n) for a, n in ASPECTS.items()})
         self.apply(_begin)
 
     def forward(self, lessons: LessonBatch) -> tuple[Tensor, dict[str, float]]:
-        """The loss and its parts, and the share of answers that are right word by word."""
+        """The loss and its parts, and the share of answers that are right word by word.
+
+        Without a refiner there is nothing that could tell what goes on at the same time, and no
+        score that knows the question: only the words count.
+        """
         output = self.thinker(lessons.batch)
         targets = lessons.batch.targets
-        words = F.cross_entropy(output.logits.float(), targets)
-        dense, told = self._dense(output, lessons)
-        pointing = point(output.scores, lessons)
-        loss = words + DENSE * dense + POINTING * pointing
-        right = _all_right(output, lessons)
-        figures = {
-            "loss": loss.item(),
-            "words": words.item(),
-            "dense": dense.item(),
-            "pointing": pointing.item(),
-            "right": sum(right) / len(right),
-            **told,
-        }
+        loss = words = F.cross_entropy(output.logits.float(), targets)
+        right = all_right(output, lessons)
+        figures = {"words": words.item(), "right": sum(right) / len(right)}
+        if self.refines:
+            dense, told = self._dense(output, lessons)
+            pointing = point(output.scores, lessons)
+            loss = words + DENSE * dense + POINTING * pointing
+            figures |= {"dense": dense.item(), "pointing": pointing.item(), **told}
+        figures["loss"] = loss.item()
         by_task = defaultdict(list)
         for kind, one in zip(lessons.kinds, right, strict=True):
             by_task[kind].append(float(one))
@@ -204,60 +228,8 @@ def _glance(clip: TokenClip, rng: np.random.Generator) -> tuple[Shown, Question]
     return still(clip, int(sight.start)), replace(question, seen=(index,) * len(question.seen))
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """How one question was answered at one keep ratio."""
-
-    kind: str
-    keep_ratio: float
-    right: bool
-    kept_evidence: float
-    """Share of the kept tokens that are evidence."""
-    evidence: float
-    """Share of the pool that is evidence: what `kept_evidence` would be by chance."""
-    audio_share: float
-    """Share of the kept tokens that are sound."""
-
-    @property
-    def task(self) -> str:
-        """What kind of knowledge it took."""
-        return self.kind.split("-")[0]
-
-
-@torch.inference_mode()
-def examine(
-    student: Student, lessons: Sequence[Lesson], keep_ratios: Sequence[float] = KEEP_RATIOS
-) -> list[Verdict]:
-    """Ask held-out questions; an answer is right if all its tokens are the likeliest ones."""
-    student.eval()
-    verdicts = []
-    ordered = sorted(lessons, key=lambda one: one.example.layout.length)
-    for first in range(0, len(ordered), MOST):
-        some = ordered[first : first + MOST]
-        for ratio in keep_ratios:
-            batch = collate_lessons(some, [ratio] * len(some))
-            output = student.thinker(batch.batch)
-            right = _all_right(output, batch)
-            for row, one in enumerate(some):
-                is_av = batch.batch.is_av[row]
-                kept = output.kept[row][is_av].numpy()
-                evidence = np.asarray(one.evidence.any(axis=0))
-                sound = batch.batch.kinds[row][is_av].numpy() == Kind.AUDIO
-                verdicts.append(
-                    Verdict(
-                        kind=one.question.kind,
-                        keep_ratio=ratio,
-                        right=right[row],
-                        kept_evidence=float(evidence[kept].mean()),
-                        evidence=float(evidence.mean()),
-                        audio_share=float(sound[kept].mean()),
-                    )
-                )
-    student.train()
-    return verdicts
-
-
-def _all_right(output: Output, lessons: LessonBatch) -> list[bool]:
+def all_right(output: Output, lessons: LessonBatch) -> list[bool]:
+    """Which answers have the right token as the likeliest one everywhere, their end included."""
     targets = lessons.batch.targets
     right = (output.logits.argmax(-1) == targets).split(lessons.batch.answer_valid.sum(1).tolist())
     return [bool(one.all()) for one in right]
@@ -286,7 +258,6 @@ class Course:
         rate: Highest learning rate.
         variant: What is trained.
         begin: State of another course to begin with; clips of all lengths come from then on.
-        longest: Seconds of the longest clips; None takes all.
     """
 
     folder: Path
@@ -297,7 +268,6 @@ class Course:
     rate: float = 2e-3
     variant: Variant = VARIANTS["shipped"]
     begin: Path | None = None
-    longest: int | None = None
 
     def student(self) -> Student:
         """The model before the first step, the same for the same seed."""
@@ -307,16 +277,15 @@ class Course:
             text_config(config).sync_rope_section = list(self.variant.sections)
         student = Student(config, self.variant)
         if self.begin is not None:
-            student.load_state_dict(torch.load(self.begin, weights_only=True)["module"])
+            learned = torch.load(self.begin, weights_only=True)["module"]
+            # A selector that the other course does not have begins anew.
+            student.load_state_dict(student.state_dict() | learned)
         return student
 
     def lessons(self, parts: Sequence[Path]) -> Lessons:
         """The clips of some files, as far as they are for this course."""
-        clips = (
-            clip
-            for clip in read_parts(parts)
-            if self.longest is None or clip.scene.seconds <= self.longest
-        )
+        longest = self.variant.longest or math.inf
+        clips = (clip for clip in read_parts(parts) if clip.scene.seconds <= longest)
         return Lessons(clips, Prompts(self.checkpoint))
 
 

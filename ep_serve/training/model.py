@@ -16,10 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 from ep_serve.checkpoint.config import ReductionConfig, head_dim, text_config
 from ep_serve.rope import channel_rows, gather_cos_sin
-from ep_serve.sieve import Pool, get_sieve
+from ep_serve.sieve import Ask, Pool, get_sieve
 from ep_serve.sieve.cs2 import CS2Sieve
+from ep_serve.sieve.omnisift import OmniSiftSieve
 from ep_serve.training.batch import Batch
 from ep_serve.training.layers import Layer, RMSNorm
+from ep_serve.training.sift import sift
 
 HIDDEN = float("-inf")
 
@@ -30,8 +32,9 @@ class Output:
 
     Attributes:
         logits: (n, V) for the tokens of all answers behind each other, their ends included.
-        refined: (B, L, D) states of the full prompts.
-        scores: (B, L) float32, -inf where there is no AV token.
+        refined: (B, L, D) states of the full prompts, before anything is dropped.
+        scores: (B, L) float32, -inf where there is no AV token; all of them with OmniSIFT, which
+            has no scores for the whole pool.
         kept: (B, L) bool, positions of the prompts that the decoder saw.
     """
 
@@ -59,8 +62,9 @@ class Thinker(nn.Module):
             closed: Close the bypass: the decoder gets the embeddings of text, not its refined
                 states, which have read everything before the selection.
             frugal: Compute activations again in the backward pass instead of keeping them.
-            sieve: Let another sieve choose the survivors among the refined tokens, one that needs
-                no weights; by default the scores choose.
+            sieve: Let another sieve choose the survivors; by default the scores choose. Those
+                without weights choose among the refined tokens. "omnisift" does without the
+                refiner and learns its own selector.
         """
         super().__init__()
         text = text_config(config)
@@ -72,6 +76,8 @@ class Thinker(nn.Module):
         self.closed = closed
         self.frugal = frugal
         self.sieve = sieve
+        if sieve == OmniSiftSieve.name:
+            self.compressor = OmniSiftSieve(text.hidden_size)
         self._borders = channel_rows(reduction.sync_rope_sections)
         self._head_dim = head_dim(config)
         self._theta = float(_theta(text))
@@ -79,21 +85,30 @@ class Thinker(nn.Module):
     def forward(self, batch: Batch) -> Output:
         """Refine, choose, and predict the answers."""
         embeddings = self._embed(batch)
-        refined = self._refine(embeddings, batch)
-        scores = self._score(refined, batch)
-        chosen = self._choose(refined, scores, batch)
-        kept = chosen | (batch.valid & ~batch.is_av)
-        through = let_through(refined, scores, chosen)
+        if self.sieve == OmniSiftSieve.name:
+            refined = embeddings
+            scores = refined.new_full(batch.valid.shape, HIDDEN)
+            chosen, through = self._sift(embeddings, batch)
+        else:
+            refined = self._refine(embeddings, batch)
+            scores = self._score(refined, batch)
+            chosen = self._choose(refined, scores, batch)
+            through = let_through(refined, scores, chosen)
         if self.closed:
             through = torch.where(batch.is_av[..., None], through, embeddings.to(through.dtype))
+        kept = chosen | (batch.valid & ~batch.is_av)
+        return Output(self._decode(through, kept, batch), refined, scores, kept)
+
+    def _decode(self, through: Tensor, kept: Tensor, batch: Batch) -> Tensor:
+        """Logits (n, V) of all answers, from what is kept of the prompts."""
         states, positions, ends = self._shorten(through, kept, batch)
         rotation = self._rotation(positions)
         mask = torch.full((states.shape[1],) * 2, HIDDEN, dtype=states.dtype, device=states.device)
         mask = mask.triu(1)[None, None]  # padding lies behind everything that counts
         for layer in self.model.layers:
             states = self._run(layer, states, rotation, mask)
-        last = states[ends]
-        return Output(self.lm_head(self.model.norm(last)), refined, scores, kept)
+        logits: Tensor = self.lm_head(self.model.norm(states[ends]))
+        return logits
 
     def _embed(self, batch: Batch) -> Tensor:
         embeddings: Tensor = self.model.embed_tokens(batch.token_ids)
@@ -123,15 +138,22 @@ class Thinker(nn.Module):
         sieve = get_sieve(self.sieve).for_model(refined.shape[2])
         chosen = torch.zeros_like(batch.valid)
         for row, keep in enumerate(batch.keep.tolist()):
-            (places,) = batch.is_av[row].nonzero(as_tuple=True)
-            pool = Pool(
-                hidden=refined[row, places],
-                kinds=batch.kinds[row, places],
-                positions=batch.positions[row][:, places],
-                media=torch.zeros_like(places, dtype=torch.int32),
-            )
+            places, pool = _pool(refined, batch, row)
             chosen[row, places[sieve.select(pool, keep)]] = True
         return chosen
+
+    def _sift(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What OmniSIFT keeps, (B, L) bool, and the states with a gradient for its selector."""
+        chosen = torch.zeros_like(batch.valid)
+        factor = torch.ones(batch.valid.shape, device=embeddings.device)
+        for row, ratio in enumerate(batch.keep_ratios.tolist()):
+            places, pool = _pool(embeddings, batch, row)
+            plan = OmniSiftSieve.plan(batch.layout(row), Ask(ratio))
+            with torch.autocast(embeddings.device.type, enabled=False):  # as in `_score`
+                kept, own = sift(self.compressor, pool, plan)
+            chosen[row, places[kept]] = True
+            factor[row, places] = own
+        return chosen, embeddings * factor[..., None].to(embeddings.dtype)
 
     def _shorten(
         self, through: Tensor, kept: Tensor, batch: Batch
@@ -186,6 +208,18 @@ class _Stack(nn.Module):
     def __init__(self, text: Any, layers: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(text) for _ in range(layers))
+
+
+def _pool(states: Tensor, batch: Batch, row: int) -> tuple[Tensor, Pool]:
+    """Where the AV tokens of a prompt stand, and the pool that they make."""
+    (places,) = batch.is_av[row].nonzero(as_tuple=True)
+    pool = Pool(
+        hidden=states[row, places],
+        kinds=batch.kinds[row, places],
+        positions=batch.positions[row][:, places],
+        media=torch.zeros_like(places, dtype=torch.int32),
+    )
+    return places, pool
 
 
 def choose(scores: Tensor, keep: Tensor) -> Tensor:

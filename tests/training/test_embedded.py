@@ -50,9 +50,14 @@ def test_the_checkpoint_is_the_trained_model(out: Path) -> None:
 
 def test_it_leaves_curves_and_a_report(out: Path) -> None:
     report = json.loads((out / "report.json").read_text())
-    assert set(report["all"]) == {"1", "0.2", "0.1", "0.05", "one token"}
-    assert report["all"]["1"]["questions"] == 4 * EFFORT.held_out
-    assert report["all"]["0.05"]["kept_evidence"] <= 1
+    of_all = report["tasks"]["all"]
+    assert set(of_all) == {"1", "0.2", "0.1", "0.05", "one token"}
+    assert of_all["1"]["questions"] == 4 * EFFORT.held_out
+    assert of_all["1"]["kept"] == of_all["1"]["pool"]
+    assert of_all["one token"]["kept"] == 1
+    by_seconds = report["seconds"].values()
+    assert sum(span["all"]["1"]["questions"] for span in by_seconds) == 4 * EFFORT.held_out
+    assert report["guesses"]["both"]["all"] < 0.6
 
 
 def test_a_finished_training_is_not_done_again(out: Path) -> None:

@@ -219,8 +219,10 @@ def unpack_cpu_fields(item: Mapping[str, MultiModalFieldElem]) -> FusedItem:
     return _unpack_one({**fields, "pixel_values": empty, "mel": empty})
 
 
-def full_length(item: Mapping[str, MultiModalFieldElem]) -> int:
-    """Tokens that an item covers before reduction."""
+def full_length(item: Mapping[str, MultiModalFieldElem] | None) -> int | None:
+    """Tokens that an item covers before reduction; None where its content lies elsewhere."""
+    if item is None or "token_ids" not in item:
+        return None
     token_ids = item["token_ids"].data
     assert isinstance(token_ids, torch.Tensor)
     return token_ids.shape[0]

@@ -5,7 +5,8 @@ item leaves. Those of a fused item are few and its work goes by the full prompt:
 0.05 one step would take towers and refiner through twenty clips, while running streams wait and all
 twenty get their first token only when the last is done. Here each counts in full.
 
-`--scheduler-cls` is vLLM's own option; with another value it is left alone.
+`--scheduler-cls` is vLLM's own option; with another value it is left alone. With
+`--mm-processor-cache-type shm` only workers see what is in an item, and vLLM's own count holds.
 """
 
 from __future__ import annotations
@@ -64,6 +65,5 @@ def reducing_scheduler(vllm_config: VllmConfig, **more: Any) -> Scheduler:
 def _dropped(request: Request, index: int) -> int:
     """Tokens of an item that its placeholder does not count."""
     feature = request.mm_features[index]
-    if feature.data is None:
-        return 0
-    return full_length(feature.data) - feature.mm_position.get_num_embeds()
+    full = full_length(feature.data)
+    return 0 if full is None else full - feature.mm_position.get_num_embeds()

@@ -159,7 +159,7 @@ def test_a_step_reduces_no_more_than_it_has_tokens_for(
 
     scheduler = engine.core.scheduler
     monkeypatch.setattr(scheduler, "max_num_encoder_input_tokens", 400)
-    steps: list[list[int]] = []
+    steps: list[list[int | None]] = []
     schedule = scheduler.schedule
 
     def remember(*args: Any) -> Any:

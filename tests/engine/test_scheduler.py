@@ -37,3 +37,14 @@ def test_a_long_prompt_takes_all_of_a_steps_budget(monkeypatch: pytest.MonkeyPat
         request = SimpleNamespace(mm_features=[feature])
         chosen, _, budget, *_ = scheduler._try_schedule_encoder_inputs(request, 0, 60, 400)
         assert (chosen, budget) == ([0], left)
+
+
+@pytest.mark.parametrize("data", [None, {"address": None, "monotonic_id": None}])
+def test_an_item_in_shared_memory_counts_as_vllm_counts_it(
+    monkeypatch: pytest.MonkeyPatch, data: dict[str, None] | None
+) -> None:
+    taken: Any = ([0], 60, 340, [], [])
+    monkeypatch.setattr(Scheduler, "_try_schedule_encoder_inputs", lambda *given: taken)
+    scheduler: Any = object.__new__(ReducingAsyncScheduler)
+    request = SimpleNamespace(mm_features=[SimpleNamespace(data=data)])
+    assert scheduler._try_schedule_encoder_inputs(request, 0, 60, 400) == taken

@@ -196,7 +196,15 @@ def _lengths(report: Report) -> Table:
             slope, start = np.polyfit(x, y, 1)
             off = np.abs(y - slope * x - start).max() / y.max()
             values = ", ".join(f"{value:.4g}" for value in y)
-            rows.append([f"{what}: {name}", values, f"{slope:.4f}", f"{start:.3f}", _percent(off)])
+            rows.append(
+                [
+                    f"{what}: {name}",
+                    values,
+                    f"{slope:.4f}",
+                    f"{start:.3f}",
+                    f"{_scaled(off, 100)} %",
+                ]
+            )
     lengths = ", ".join(f"{n:g}" for n in sorted({run.seconds for run in report.runs}))
     heads = [
         "what",
@@ -206,10 +214,6 @@ def _lengths(report: Report) -> Table:
         "furthest off, of the longest",
     ]
     return "Over clip length, a straight line", heads, rows
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _cell(cell: tuple[str, str, float, str]) -> str:

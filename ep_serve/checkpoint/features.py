@@ -44,8 +44,7 @@ def video_patches(
     """Patches (n, values) of frames (T, H, W, 3), T even, and their grid.
 
     Frames that need no resizing are cut into patches as bytes and normalized few at a time: the
-    processor as a whole goes through the clip in float32 several times, which takes four times as
-    long. The numbers are the same.
+    processor as a whole goes through the clip in float32 several times. The numbers are the same.
     """
     height, width = frames.shape[1:3]
     video = torch.from_numpy(frames).permute(0, 3, 1, 2)

@@ -29,8 +29,6 @@ MODEL = Path(ep_serve.demo.__file__).parent / "model"
 SEEDS = range(3_000_000, 3_000_016)
 """Of clips that no training has seen."""
 
-pytestmark = pytest.mark.skipif(not MODEL.is_dir(), reason="no model is shipped yet")
-
 
 def test_it_can_be_served_and_is_small() -> None:
     assert check(MODEL) == []

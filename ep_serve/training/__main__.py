@@ -19,8 +19,8 @@ def main() -> int:
     embedded.add_argument(
         "--variant",
         default="shipped",
-        help="again, mrope, full, uniform, random, closed, closed-uniform, closed-random or "
-        "omnisift: goes on from the shipped one, to compare with",
+        help="to compare with: again, mrope, full, uniform, random, closed, closed-uniform and "
+        "closed-random go on from the shipped one, omnisift begins anew",
     )
     embedded.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
     embedded.add_argument("--processes", type=int, default=2, help="of one thread each")

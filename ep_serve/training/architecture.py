@@ -38,6 +38,7 @@ def config() -> dict[str, Any]:
         "hidden_size": HIDDEN,
         "intermediate_size": 320,
         "num_hidden_layers": 3,
+        "av_refiner_layers": 3,
         "vocab_size": vocabulary_size(WORDS),
     }
     vision = VISION_CONFIG | {

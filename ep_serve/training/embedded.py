@@ -80,8 +80,8 @@ def train(
     """Make the checkpoint `out/model`, or finish one that was begun.
 
     Another seed, or a variant, shares towers and clips with what is in `out` already; its results
-    go to `out/VARIANT-SEED`. A variant begins with what the shipped one has learned, and goes on
-    for a while; it leaves a checkpoint only if that can be served.
+    go to `out/VARIANT-SEED`. A variant begins with what the shipped one has learned, if it does not
+    begin anew, and goes on for a while; it leaves a checkpoint only if that can be served.
 
     Args:
         out: For data, curves, states and results.
@@ -110,13 +110,10 @@ def train(
     )
     if variant != "shipped":
         train(out, effort, processes=processes)
-        course = replace(
-            course,
-            steps=effort.variant * VARIANTS[variant].patience,
-            rate=VARIANT_RATE,
-            variant=VARIANTS[variant],
-            begin=out / "language" / "state.pt",
-        )
+        chosen = VARIANTS[variant]
+        course = replace(course, steps=effort.variant * chosen.patience, variant=chosen)
+        if not chosen.anew:
+            course = replace(course, rate=VARIANT_RATE, begin=out / "language" / "state.pt")
     serves = course.variant.serves
     if not (own / ("model" if serves else "report.json")).exists():
         train_together(follow, processes, course)

@@ -87,7 +87,8 @@ class Attention(nn.Module):
         key = key.view(batch, length, self.kv_heads, self.head_dim).permute(0, 2, 3, 1)
         value = self.v_proj(hidden).view(batch, length, self.kv_heads, self.head_dim)
         logits = (query * (1 / math.sqrt(self.head_dim))) @ key
-        logits = logits.view(batch, self.kv_heads, groups, length, length) + mask[:, None]
+        logits = logits.view(batch, self.kv_heads, groups, length, length)
+        logits = logits + mask[:, None].to(logits.dtype)  # nothing of float32 over all pairs
         weights = logits.softmax(-1).view(batch, self.kv_heads, groups * length, length)
         mixed = weights.to(value.dtype) @ value.transpose(1, 2)
         mixed = mixed.view(batch, self.kv_heads, groups, length, self.head_dim)

@@ -33,6 +33,7 @@ class Output:
     Attributes:
         logits: (n, V) for the tokens of all answers behind each other, their ends included.
         refined: (B, L, D) states of the full prompts, before anything is dropped.
+        decoded: (B, L, D) what the decoder made of them, 0 where a token was dropped.
         scores: (B, L) float32, -inf where there is no AV token; all of them with OmniSIFT, which
             has no scores for the whole pool.
         kept: (B, L) bool, positions of the prompts that the decoder saw.
@@ -40,6 +41,7 @@ class Output:
 
     logits: Tensor
     refined: Tensor
+    decoded: Tensor
     scores: Tensor
     kept: Tensor
 
@@ -97,18 +99,23 @@ class Thinker(nn.Module):
         if self.closed:
             through = torch.where(batch.is_av[..., None], through, embeddings.to(through.dtype))
         kept = chosen | (batch.valid & ~batch.is_av)
-        return Output(self._decode(through, kept, batch), refined, scores, kept)
+        logits, decoded = self._decode(through, kept, batch)
+        return Output(logits, refined, decoded, scores, kept)
 
-    def _decode(self, through: Tensor, kept: Tensor, batch: Batch) -> Tensor:
-        """Logits (n, V) of all answers, from what is kept of the prompts."""
-        states, positions, ends = self._shorten(through, kept, batch)
+    def _decode(self, through: Tensor, kept: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits (n, V) of all answers, and (B, L, D) what became of the prompts' tokens."""
+        states, positions, ends, order = self._shorten(through, kept, batch)
         rotation = self._rotation(positions)
         mask = torch.full((states.shape[1],) * 2, HIDDEN, dtype=states.dtype, device=states.device)
         mask = mask.triu(1)[None, None]  # padding lies behind everything that counts
         for layer in self.model.layers:
             states = self._run(layer, states, rotation, mask)
-        logits: Tensor = self.lm_head(self.model.norm(states[ends]))
-        return logits
+        states = self.model.norm(states)
+        logits: Tensor = self.lm_head(states[ends])
+        length = batch.valid.shape[1]
+        places = states.new_zeros(len(states), length + batch.answer_ids.shape[1], states.shape[2])
+        decoded = places.scatter(1, order[..., None].expand_as(states), states)[:, :length]
+        return logits, decoded * kept[..., None]
 
     def _embed(self, batch: Batch) -> Tensor:
         embeddings: Tensor = self.model.embed_tokens(batch.token_ids)
@@ -157,12 +164,12 @@ class Thinker(nn.Module):
 
     def _shorten(
         self, through: Tensor, kept: Tensor, batch: Batch
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Survivors and answers, with padding behind.
 
         Returns:
-            states (B, L', D), positions (B, 3, L'), and (B, L') bool where an answer's next token
-            is to be predicted.
+            states (B, L', D), positions (B, 3, L'), (B, L') bool where an answer's next token is
+            to be predicted, and (B, L') int64 from where in prompt and answer each one comes.
         """
         answers = self.model.embed_tokens(batch.answer_ids)
         # An answer's last token is predicted, but nothing is predicted from it.
@@ -178,7 +185,7 @@ class Thinker(nn.Module):
         place = torch.arange(length, device=states.device)[None]
         total, own = present.sum(1, keepdim=True), fed.sum(1, keepdim=True)
         ends = (place >= total - own - 1) & (place < total)
-        return states, positions, ends
+        return states, positions, ends, order
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (B * L, head_dim / 2) at positions (B, 3, L)."""

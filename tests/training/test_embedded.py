@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from ep_serve.checkpoint.check import check
 from ep_serve.training.embedded import Effort, train
+from ep_serve.training.language import VARIANTS
 from ep_serve.training.weights import load_thinker
 
 pytestmark = pytest.mark.slow
@@ -76,3 +77,11 @@ def test_a_variant_goes_on_from_what_was_learned(out: Path) -> None:
     name = "thinker.model.layers.0.mlp.down_proj.weight"
     torch.testing.assert_close(after["module"][name], before[name], atol=0.01, rtol=0)
     assert report == json.loads((folder / "report.json").read_text())
+
+
+def test_a_selector_without_a_refiner_learns_from_nothing(out: Path) -> None:
+    report = train(out, EFFORT, variant="omnisift", processes=1)
+    state = torch.load(out / "omnisift-0" / "language" / "state.pt", weights_only=True)
+    assert state["step"] == VARIANTS["omnisift"].patience
+    kept = [report["tasks"]["all"][ratio]["kept"] for ratio in ("1", "0.2", "0.05")]
+    assert kept == sorted(kept, reverse=True)

@@ -77,3 +77,8 @@ def test_the_selector_learns_and_the_refiner_is_not_asked(thinker: Thinker, batc
     gradient = thinker.compressor.v_proj.weight.grad
     assert gradient is not None
     assert gradient.abs().sum() > 0
+
+
+def test_what_became_of_a_token_is_found_in_its_place(thinker: Thinker, batch: Batch) -> None:
+    output = thinker(batch)
+    assert torch.equal(output.decoded.abs().sum(-1) > 0, output.kept)

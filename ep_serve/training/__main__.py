@@ -27,6 +27,7 @@ def main() -> int:
     embedded.set_defaults(handler=train_embedded)
     elsewhere = actions.add_parser("elsewhere", help="clips by other means, for `ep-serve eval`")
     elsewhere.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to make")
+    elsewhere.add_argument("--speech", action="store_true", help="with a voice; needs espeak-ng")
     elsewhere.set_defaults(handler=make_elsewhere)
     arguments = parser.parse_args()
     code: int = arguments.handler(arguments)
@@ -51,9 +52,13 @@ def train_embedded(arguments: argparse.Namespace) -> int:
 
 def make_elsewhere(arguments: argparse.Namespace) -> int:
     """Write clips of FFmpeg's making, and questions about them."""
-    from ep_serve.training.elsewhere import write
+    from ep_serve.training.elsewhere import VoiceError, write
 
-    print(write(arguments.to))
+    try:
+        print(write(arguments.to, speech=arguments.speech))
+    except VoiceError as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

@@ -1,17 +1,21 @@
 """Clips by other means: FFmpeg's own sources and expressions draw and play what a scene says.
 
 Nothing of `pictures` and `sounds` is used: other colours and edges, other waveforms, backgrounds
-that move or are test cards, pink noise behind the sounds. They show how far what was learned on
-this project's clips carries, not what the model promises.
+that move or are test cards, pink noise behind the sounds, and, if wanted, a voice that speaks all
+the time. They show how far what was learned on this project's clips carries, not what the model
+promises.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import shutil
+import subprocess
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import av
@@ -63,13 +67,31 @@ _WAVES = {
     "buzz": "(2*mod(t*100,1)-1)",
 }
 """Sounds, in FFmpeg's expressions."""
+VOICES = ("en-gb", "en-us", "en-gb-scotland", "en-029")
+SPOKEN = (
+    "In the morning the harbour was quiet, and nobody had yet opened a window. Later a cart came "
+    "up the hill with apples and bread. The baker asked for the news, but there was none to tell. "
+    "So they talked about the rain that had to come, and about the bridge that was never finished."
+)
+"""Longer than any of the clips."""
 
 
-def write(folder: Path) -> Path:
+class VoiceError(RuntimeError):
+    """espeak-ng is not installed."""
+
+
+def write(folder: Path, *, speech: bool = False) -> Path:
     """Write clips and `questions.jsonl`, in the form that `ep-serve eval run` reads.
+
+    Args:
+        folder: To make.
+        speech: Let espeak-ng speak behind the sounds.
 
     Returns:
         The file of questions.
+
+    Raises:
+        VoiceError: espeak-ng is wanted, and is not there.
     """
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
@@ -77,7 +99,7 @@ def write(folder: Path) -> Path:
         scene = make_scene(FIRST_SEED + number, LENGTHS[number % len(LENGTHS)])
         background = list(BACKGROUNDS)[number % len(BACKGROUNDS)]
         name = f"clips/{number:02}.mp4"
-        encode(scene, background, folder / name)
+        encode(scene, background, folder / name, speech=speech)
         lines += [
             {
                 "id": f"{number:02}-{index}",
@@ -94,9 +116,14 @@ def write(folder: Path) -> Path:
     return path
 
 
-def encode(scene: Scene, background: str, path: Path) -> None:
-    """Write a scene as an MP4 file."""
-    with av.open(path, "w") as output:
+def encode(scene: Scene, background: str, path: Path, *, speech: bool = False) -> None:
+    """Write a scene as an MP4 file.
+
+    Raises:
+        VoiceError: `speech` is wanted, and espeak-ng is not there.
+    """
+    with TemporaryDirectory() as made, av.open(path, "w") as output:
+        spoken = speak(scene, Path(made) / "spoken.wav") if speech else None
         video = output.add_stream("libx264", rate=FPS)
         video.width, video.height = SIZE
         video.pix_fmt = "yuv420p"
@@ -105,7 +132,7 @@ def encode(scene: Scene, background: str, path: Path) -> None:
         for frame in _frames(picture_graph(scene, background), "video"):
             output.mux(video.encode(frame))
         output.mux(video.encode(None))
-        for frame in _frames(sound_graph(scene), "audio"):
+        for frame in _frames(sound_graph(scene, spoken), "audio"):
             output.mux(audio.encode(frame))
         output.mux(audio.encode(None))
 
@@ -131,8 +158,8 @@ def picture_graph(scene: Scene, background: str) -> str:
     return ";".join([*parts, f"[b{len(scene.sights)}]format=yuv420p"])
 
 
-def sound_graph(scene: Scene) -> str:
-    """FFmpeg's description of everything that is heard: sounds over faint pink noise."""
+def sound_graph(scene: Scene, spoken: Path | None = None) -> str:
+    """FFmpeg's description of everything that is heard: sounds, faint pink noise, and a voice."""
     waves = "+".join(
         f"{0.15 + 0.3 * sound.loudness:.2f}*between(t,{sound.start:.3f},{sound.end:.3f})"
         f"*{_WAVES[sound.name]}"
@@ -140,11 +167,26 @@ def sound_graph(scene: Scene) -> str:
     )
     seed = random.Random(scene.seed).randrange(1 << 30)
     length = f"d={scene.seconds}"
-    return (
-        f"aevalsrc='{waves}':s={SAMPLE_RATE}:{length}[a];"
-        f"anoisesrc=color=pink:amplitude=0.01:r={SAMPLE_RATE}:{length}:seed={seed}[n];"
-        f"[a][n]amix=inputs=2:normalize=0,aformat=sample_fmts=fltp:channel_layouts=mono"
-    )
+    sources = [
+        f"aevalsrc='{waves}':s={SAMPLE_RATE}:{length}",
+        f"anoisesrc=color=pink:amplitude=0.01:r={SAMPLE_RATE}:{length}:seed={seed}",
+    ]
+    if spoken is not None:
+        sources.append(f"amovie='{spoken}',aresample={SAMPLE_RATE},volume=0.15")
+    parts = [f"{source}[a{number}]" for number, source in enumerate(sources)]
+    inputs = "".join(f"[a{number}]" for number in range(len(sources)))
+    mixed = f"{inputs}amix=inputs={len(sources)}:normalize=0:duration=first"
+    return ";".join([*parts, f"{mixed},aformat=sample_fmts=fltp:channel_layouts=mono"])
+
+
+def speak(scene: Scene, path: Path) -> Path:
+    """Write a WAV file in which a voice reads on for longer than the scene lasts."""
+    program = shutil.which("espeak-ng")
+    if program is None:
+        raise VoiceError("espeak-ng is not installed (Debian's package has the same name)")
+    voice = VOICES[scene.seed % len(VOICES)]
+    subprocess.run([program, "-v", voice, "-w", str(path), SPOKEN], check=True)
+    return path
 
 
 def _place(sight: Sight) -> tuple[str, str]:

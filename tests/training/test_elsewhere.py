@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from ep_serve.media import Clip, MediaLimits, SamplingRule, decode_clip
-from ep_serve.training.elsewhere import encode
+from ep_serve.training.elsewhere import VoiceError, encode
 from ep_serve.training.scenes import Scene, Sight, Sound
 
 SCENE = Scene(
@@ -40,3 +43,22 @@ def test_a_sound_is_there_in_its_own_time_only(clip: Clip) -> None:
     seconds = clip.sound[: 4 * 16_000].reshape(4, -1)
     assert np.abs(seconds).max(axis=1).argmax() == 2
     assert np.abs(seconds[[0, 1, 3]]).max() < 0.1 < np.abs(seconds[2]).max()
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng")
+def test_a_voice_speaks_where_nothing_else_sounds(tmp_path: Path, clip: Clip) -> None:
+    path = tmp_path / "clip.mp4"
+    encode(SCENE, "grey", path, speech=True)
+    spoken = decode_clip(path.read_bytes(), SamplingRule(), MediaLimits())
+    assert spoken.sound is not None
+    assert clip.sound is not None
+    seconds = [one.sound[: 4 * 16_000].reshape(4, -1).std(axis=1) for one in (spoken, clip)]
+    assert (seconds[0][[0, 1, 3]] > 3 * seconds[1][[0, 1, 3]]).all()
+
+
+def test_without_espeak_one_is_told_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(VoiceError, match="espeak-ng is not installed"):
+        encode(SCENE, "grey", tmp_path / "clip.mp4", speech=True)

@@ -58,8 +58,9 @@ def test_a_voice_speaks_where_nothing_else_sounds(tmp_path: Path, clip: Clip) ->
 def loudness(clip: Clip) -> NDArray[np.float32]:
     """(4,) mean power of each second."""
     assert clip.sound is not None
-    squares: NDArray[np.float32] = np.square(clip.sound[: 4 * 16_000]).reshape(4, -1)
-    return squares.mean(axis=1)
+    squares = np.square(clip.sound[: 4 * 16_000]).reshape(4, -1)
+    mean: NDArray[np.float32] = squares.mean(axis=1)
+    return mean
 
 
 def test_without_espeak_one_is_told_what_is_missing(

@@ -199,6 +199,7 @@ def _train_tower(job: TowerJob) -> tuple[dict[str, torch.Tensor], dict[str, floa
 
 
 def _examine(course: Course, held_out: list[Path]) -> dict[str, Any]:
+    torch.set_num_threads(1)  # two wait for each other where anything else runs
     student = course.student()
     student.load_state_dict(torch.load(course.folder / "state.pt", weights_only=True)["module"])
     asked = held_out_questions(course.lessons(held_out))

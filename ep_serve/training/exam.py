@@ -55,9 +55,10 @@ def examine(
     ordered = sorted(lessons, key=lambda one: one.example.layout.length)
     for first in range(0, len(ordered), MOST):
         some = ordered[first : first + MOST]
+        refined = student.thinker.refine(collate_lessons(some, [1.0] * len(some)).batch)
         for ratio in keep_ratios:
             batch = collate_lessons(some, [ratio] * len(some))
-            output = student.thinker(batch.batch)
+            output = student.thinker.answer(batch.batch, refined)
             right = all_right(output, batch)
             for row, one in enumerate(some):
                 is_av = batch.batch.is_av[row]

@@ -46,6 +46,21 @@ class Output:
     kept: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """A batch before the selection.
+
+    Attributes:
+        embeddings: (B, L, D) of the full prompts.
+        states: (B, L, D) what the refiner made of them; with OmniSIFT, which has none, the same.
+        scores: (B, L) float32 as in `Output`.
+    """
+
+    embeddings: Tensor
+    states: Tensor
+    scores: Tensor
+
+
 class Thinker(nn.Module):
     """Parameters are named as under `thinker.` of the checkpoint; the towers are not part of it."""
 
@@ -86,21 +101,31 @@ class Thinker(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         """Refine, choose, and predict the answers."""
+        return self.answer(batch, self.refine(batch))
+
+    def refine(self, batch: Batch) -> Refined:
+        """What the sieve sees of a batch; it does not depend on the keep ratios."""
         embeddings = self._embed(batch)
         if self.sieve == OmniSiftSieve.name:
-            refined = embeddings
-            scores = refined.new_full(batch.valid.shape, HIDDEN)
-            chosen, through = self._sift(embeddings, batch)
+            none = embeddings.new_full(batch.valid.shape, HIDDEN)
+            return Refined(embeddings, embeddings, none)
+        states = self._run_refiner(embeddings, batch)
+        return Refined(embeddings, states, self._score(states, batch))
+
+    def answer(self, batch: Batch, refined: Refined) -> Output:
+        """Choose, and predict the answers."""
+        states, scores = refined.states, refined.scores
+        if self.sieve == OmniSiftSieve.name:
+            chosen, through = self._sift(states, batch)
         else:
-            refined = self._refine(embeddings, batch)
-            scores = self._score(refined, batch)
-            chosen = self._choose(refined, scores, batch)
-            through = let_through(refined, scores, chosen)
+            chosen = self._choose(states, scores, batch)
+            through = let_through(states, scores, chosen)
         if self.closed:
-            through = torch.where(batch.is_av[..., None], through, embeddings.to(through.dtype))
+            text = refined.embeddings.to(through.dtype)
+            through = torch.where(batch.is_av[..., None], through, text)
         kept = chosen | (batch.valid & ~batch.is_av)
         logits, decoded = self._decode(through, kept, batch)
-        return Output(logits, refined, decoded, scores, kept)
+        return Output(logits, states, decoded, scores, kept)
 
     def _decode(self, through: Tensor, kept: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits (n, V) of all answers, and (B, L, D) what became of the prompts' tokens."""
@@ -122,7 +147,7 @@ class Thinker(nn.Module):
         mask = batch.is_av[..., None].expand_as(embeddings)
         return embeddings.masked_scatter(mask, batch.av.to(embeddings.dtype))
 
-    def _refine(self, hidden: Tensor, batch: Batch) -> Tensor:
+    def _run_refiner(self, hidden: Tensor, batch: Batch) -> Tensor:
         rotation = self._rotation(batch.positions)
         mask = torch.zeros(batch.valid.shape, dtype=hidden.dtype, device=hidden.device)
         mask = mask.masked_fill(~batch.valid, HIDDEN)[:, None, None]

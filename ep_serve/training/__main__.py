@@ -20,7 +20,7 @@ def main() -> int:
         "--variant",
         default="shipped",
         help="to compare with: again, mrope, full, uniform, random, closed, closed-uniform and "
-        "closed-random go on from the shipped one, omnisift begins anew",
+        "closed-random go on from the shipped one, mrope-anew and omnisift begin anew",
     )
     embedded.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
     embedded.add_argument("--processes", type=int, default=2, help="of one thread each")

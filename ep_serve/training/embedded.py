@@ -111,7 +111,9 @@ def train(
     if variant != "shipped":
         train(out, effort, processes=processes)
         chosen = VARIANTS[variant]
-        course = replace(course, steps=effort.variant * chosen.patience, variant=chosen)
+        course = replace(course, variant=chosen)
+        if chosen.patience is not None:
+            course = replace(course, steps=effort.variant * chosen.patience)
         if not chosen.anew:
             course = replace(course, rate=VARIANT_RATE, begin=out / "language" / "state.pt")
     serves = course.variant.serves

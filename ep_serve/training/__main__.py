@@ -19,8 +19,8 @@ def main() -> int:
     embedded.add_argument(
         "--variant",
         default="shipped",
-        help="to compare with: again, mrope, full, uniform, random, closed, closed-uniform and "
-        "closed-random go on from the shipped one, mrope-anew and omnisift begin anew",
+        help="to compare with: again, full, uniform, random, closed, closed-uniform and "
+        "closed-random go on from the shipped one; anew, mrope and omnisift begin from nothing",
     )
     embedded.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
     embedded.add_argument("--processes", type=int, default=2, help="of one thread each")

@@ -26,7 +26,7 @@ from ep_serve.training.weights import write_weights
 
 SEGMENTS = (4, 5, 6)
 """Seconds of the clips for the towers."""
-LENGTHS = (4, 4, 5, 5, 6, 6, 6, 7, 7, 8, 8, 8, 9, 10, 10, 12, 12, 16, 20, 28)
+LENGTHS = (4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 10, 11, 12, 14, 16, 18, 20, 24, 28)
 """Seconds of the clips for the language model, as often as they are made."""
 HELD_OUT = 1_000_000
 """Seeds from here on belong to clips that no training sees."""
@@ -34,7 +34,18 @@ HELD_OUT = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is done: clips and steps of the stages, and steps of a variant."""
+    """How much is done: clips and steps of the stages, and steps of a variant.
+
+    Attributes:
+        segments: Clips for the towers.
+        seeing: Steps of the vision tower.
+        hearing: Steps of the audio tower.
+        clips: For the language model.
+        language: Steps of the language model.
+        held_out: Clips for the examination.
+        variant: Steps of a variant that goes on from the shipped model.
+        lengths: Seconds of the clips for the language model, as often as they are made.
+    """
 
     segments: int
     seeing: int
@@ -43,6 +54,7 @@ class Effort:
     language: int
     held_out: int
     variant: int
+    lengths: tuple[int, ...] = LENGTHS
 
 
 VARIANT_RATE = 1.5e-3
@@ -51,8 +63,8 @@ FULL = Effort(
     segments=4000,
     seeing=4000,
     hearing=1200,
-    clips=3000,
-    language=2600,
+    clips=8000,
+    language=3200,
     held_out=400,
     variant=350,
 )
@@ -96,7 +108,7 @@ def train(
     frame = out / "frame"
     architecture.write_frame(frame)
     _train_towers(out, effort, processes)
-    made = MakeTokens(out / "towers.pt", LENGTHS)
+    made = MakeTokens(out / "towers.pt", effort.lengths)
     clips = make_parts(out / "clips", made, range(effort.clips), processes)
     held = range(HELD_OUT, HELD_OUT + effort.held_out)
     held_out = make_parts(out / "held-out", made, held, processes)
@@ -111,9 +123,7 @@ def train(
     if variant != "shipped":
         train(out, effort, processes=processes)
         chosen = VARIANTS[variant]
-        course = replace(course, variant=chosen)
-        if chosen.patience is not None:
-            course = replace(course, steps=effort.variant * chosen.patience)
+        course = replace(course, steps=effort.variant * chosen.patience, variant=chosen)
         if not chosen.anew:
             course = replace(course, rate=VARIANT_RATE, begin=out / "language" / "state.pt")
     serves = course.variant.serves

@@ -70,7 +70,7 @@ class Variant:
             "omnisift" without a refiner and with a selector of its own.
         sections: Channels of the rows T, H, W and T again, instead of Sync-RoPE's.
         longest: Seconds of the longest clips; None takes all.
-        patience: How many times the steps of other variants; None takes those of the shipped one.
+        patience: How many times the steps of other variants.
         anew: Begin with random weights instead of what the shipped model has learned.
     """
 
@@ -79,7 +79,7 @@ class Variant:
     sieve: str | None = None
     sections: tuple[int, int, int, int] | None = None
     longest: int | None = None
-    patience: int | None = 1
+    patience: int = 1
     anew: bool = False
 
     @property
@@ -99,10 +99,11 @@ M_ROPE = (8, 12, 12, 0)
 """Qwen2.5-Omni's sections 16, 24, 24 for heads of 128, scaled to heads of 64."""
 VARIANTS = {
     "shipped": Variant(),
-    # What is not anew goes on from the shipped one; "again" is what that is held against.
+    # What does not begin anew goes on from the shipped one; "again" is what that is held against.
     "again": Variant(),
-    "mrope": Variant(sections=M_ROPE),
-    "mrope-anew": Variant(sections=M_ROPE, patience=None, anew=True),
+    # Neither may begin with what was learned with the other's positions.
+    "anew": Variant(patience=5, anew=True),
+    "mrope": Variant(sections=M_ROPE, patience=5, anew=True),
     "full": Variant(keep_ratios=(1.0,)),
     "uniform": Variant(sieve="uniform", longest=SHORT_CLIPS),
     "random": Variant(sieve="random", longest=SHORT_CLIPS),

@@ -1,0 +1,54 @@
+"""A few minutes of training, behind the towers of the shipped model, teach more than guessing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ep_serve.demo
+from ep_serve.training import architecture
+from ep_serve.training.embedded import Effort, train
+from ep_serve.training.store import save
+from ep_serve.training.towers import Hearing, Seeing
+from ep_serve.training.weights import TOWERS, read_named
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+MODEL = Path(ep_serve.demo.__file__).parent / "model"
+EFFORT = Effort(
+    segments=0, seeing=0, hearing=0, clips=250, language=260, held_out=50, variant=0, lengths=(4,)
+)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("learning")
+    save(out / "towers.pt", shipped_towers())
+    return train(out, EFFORT)
+
+
+def shipped_towers() -> dict[str, dict[str, torch.Tensor]]:
+    """What stage one would have left; what only stage one reads is random."""
+    config = architecture.config()
+    towers = {"visual": Seeing(config), "audio_tower": Hearing(config)}
+    for name, module in towers.items():
+        prefix = TOWERS[name]
+        stored = read_named(MODEL, {prefix + key for key in module.tower.state_dict()})
+        module.tower.load_state_dict({k.removeprefix(prefix): v for k, v in stored.items()})
+    return {"seeing": towers["visual"].state_dict(), "hearing": towers["audio_tower"].state_dict()}
+
+
+@pytest.mark.parametrize("keep_ratio", ["1", "0.2", "0.1", "0.05"])
+def test_a_short_training_answers_more_than_a_guess(
+    report: dict[str, Any], keep_ratio: str
+) -> None:
+    guess = report["guesses"]["both"]["all"]
+    assert report["tasks"]["all"][keep_ratio]["right"] > guess + 0.05
+
+
+def test_a_short_training_points_the_scores_at_the_evidence(report: dict[str, Any]) -> None:
+    kept = report["tasks"]["all"]["0.05"]
+    assert kept["kept_evidence"] > 2 * kept["evidence"]

@@ -33,12 +33,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def shipped_towers() -> dict[str, dict[str, torch.Tensor]]:
     """What stage one would have left; what only stage one reads is random."""
     config = architecture.config()
-    towers = {"visual": Seeing(config), "audio_tower": Hearing(config)}
-    for name, module in towers.items():
-        prefix = TOWERS[name]
-        stored = read_named(MODEL, {prefix + key for key in module.tower.state_dict()})
-        module.tower.load_state_dict({k.removeprefix(prefix): v for k, v in stored.items()})
-    return {"seeing": towers["visual"].state_dict(), "hearing": towers["audio_tower"].state_dict()}
+    seeing, hearing = Seeing(config), Hearing(config)
+    for tower, prefix in (
+        (seeing.tower, TOWERS["visual"]),
+        (hearing.tower, TOWERS["audio_tower"]),
+    ):
+        stored = read_named(MODEL, {prefix + name for name in tower.state_dict()})
+        tower.load_state_dict({n.removeprefix(prefix): value for n, value in stored.items()})
+    return {"seeing": seeing.state_dict(), "hearing": hearing.state_dict()}
 
 
 @pytest.mark.parametrize("keep_ratio", ["1", "0.2", "0.1", "0.05"])

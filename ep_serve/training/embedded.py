@@ -78,7 +78,7 @@ SHORT = Effort(
     held_out=60,
     variant=50,
 )
-"""A few minutes: enough to know more than a guess."""
+"""A few minutes, in which every stage does something."""
 
 
 def train(

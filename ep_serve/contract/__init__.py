@@ -1,0 +1,1 @@
+"""What clients may send and how far it is bounded; engine and gateway read the same tables."""

@@ -26,6 +26,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.renderers import online_renderer
 from vllm.renderers.online_renderer import OnlineRenderer
 
+from ep_serve.contract.media_tokens import find_media_token
 from ep_serve.engine import reports
 from ep_serve.engine.settings import OPTIONS_KEY, REQUEST_FIELDS, Settings, hide_sound_field
 
@@ -33,17 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
 
     from ep_serve.engine.processor import Reduction
-
-MEDIA_TOKENS = (
-    "<|VIDEO|>",
-    "<|AUDIO|>",
-    "<|IMAGE|>",
-    "<|vision_bos|>",
-    "<|vision_eos|>",
-    "<|vision_pad|>",
-    "<|audio_bos|>",
-    "<|audio_eos|>",
-)
 
 _REDUCTION = "_ep_serve_reduction"
 """Attribute of a request object, from its rendering to its response."""
@@ -107,13 +97,12 @@ def _refuse_media_tokens(messages: Sequence[Any]) -> None:
     for index, message in enumerate(messages):
         # Templates put text parts right behind each other, so a token may be spread over some.
         text = "".join(_texts(message.get("content") if isinstance(message, dict) else None))
-        for token in MEDIA_TOKENS:
-            if token in text:
-                raise VLLMValidationError(
-                    f"messages[{index}] contains the text {token}, which marks media inside "
-                    "the prompt and must not be written by a client.",
-                    parameter="messages",
-                )
+        if (token := find_media_token(text)) is not None:
+            raise VLLMValidationError(
+                f"messages[{index}] contains the text {token}, which marks media inside "
+                "the prompt and must not be written by a client.",
+                parameter="messages",
+            )
 
 
 def _texts(content: Any) -> Iterator[str]:

@@ -12,24 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from ep_serve.contract.media_tokens import find_media_token
 from ep_serve.gateway.errors import ApiError, invalid
 from ep_serve.gateway.media.parts import MediaPart, media_parts
 
 if TYPE_CHECKING:
     from ep_serve.gateway.keys import Key
     from ep_serve.gateway.settings import RequestSettings
-
-MEDIA_TOKENS = (
-    "<|VIDEO|>",
-    "<|AUDIO|>",
-    "<|IMAGE|>",
-    "<|vision_bos|>",
-    "<|vision_eos|>",
-    "<|vision_pad|>",
-    "<|audio_bos|>",
-    "<|audio_eos|>",
-)
-"""What marks media inside a prompt; `tests/gateway` compares them with the engine's."""
 
 CLOSED_FIELDS = frozenset(
     {
@@ -215,17 +204,14 @@ def _refuse_media_tokens(body: dict[str, Any], messages: list[Any]) -> None:
 
 
 def _check_text(text: str, name: str) -> None:
-    if "<|" not in text:
-        return
-    for token in MEDIA_TOKENS:
-        if token in text:
-            raise ApiError(
-                400,
-                f"{name} contains the text {token}, which marks media inside the prompt and must "
-                "not be written by a client.",
-                code="media_token",
-                param=name,
-            )
+    if (token := find_media_token(text)) is not None:
+        raise ApiError(
+            400,
+            f"{name} contains the text {token}, which marks media inside the prompt and must "
+            "not be written by a client.",
+            code="media_token",
+            param=name,
+        )
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -14,20 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ep_serve.contract.media_tokens import MEDIA_TOKENS
 from tests.clips import make_clip, make_image, make_sound, make_wav
 from tests.engine.client import MODEL, Client, audio, image, part, text, user, video
 
 pytestmark = pytest.mark.engine
-
-MEDIA_TOKENS = (
-    "<|VIDEO|>",
-    "<|AUDIO|>",
-    "<|IMAGE|>",
-    "<|vision_bos|>",
-    "<|vision_eos|>",
-    "<|audio_bos|>",
-    "<|audio_eos|>",
-)
 
 Parts = Callable[[], list[dict[str, Any]]]
 

@@ -28,6 +28,7 @@ from ep_serve.checkpoint.features import (
     shrunk,
     video_patches,
 )
+from ep_serve.engine.media_ids import MediaId, MediaIds
 from ep_serve.engine.medium import DecodedMedium, EncodedMedium, Medium
 from ep_serve.engine.metrics import metrics
 from ep_serve.layout import Audio, Image, Video, audio_token_count
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from ep_serve.engine.settings import MediaOptions, Settings
 
 REMEMBERED = 65_536
-"""Media whose shape, and ids of clients (`uuid`) whose content, are known."""
+"""Media whose shape is known."""
 
 
 @dataclass(frozen=True)
@@ -79,39 +80,42 @@ class MediaProcessor:
             capacity, getsizeof=lambda f: f.nbytes
         )
         self._running: dict[bytes, Future[MediumFeatures]] = {}
-        self._content_of_id: LRUCache[str, bytes] = LRUCache(REMEMBERED)
+        self._ids = MediaIds()
         self._shapes: LRUCache[bytes, Shape] = LRUCache(REMEMBERED)
         self._lock = threading.Lock()
         self.hits = 0
         self.misses = 0
 
-    def key(self, medium: Medium | None, content_id: str | None, options: MediaOptions) -> bytes:
+    def key(self, medium: Medium | None, name: MediaId | None, options: MediaOptions) -> bytes:
         """The name under which the features of a medium are remembered.
 
-        It comes from the content, so no client can put something else under another's id.
+        It comes from the content and from the options that shape the features.
 
         Args:
             medium: None if the client sent only an id.
-            content_id: the id that the client gives the content (`uuid`), if any.
-            options: those that shape the features are part of the name.
+            name: the id that the client gives the content (`uuid`), if any.
+            options: those in force for the request.
 
         Raises:
-            VLLMValidationError: no data, and an id that no medium came with (HTTP 400).
+            VLLMValidationError: an id that stands for other content, or for none (HTTP 400).
         """
-        if medium is None:
-            with self._lock:
-                content = self._content_of_id.get(content_id or "")
-            if content is None:
-                raise VLLMValidationError(
-                    "A medium was sent only as an id (uuid) that is not remembered; send its data.",
-                    parameter="messages",
-                )
+        if medium is not None:
+            content = _content(medium)
+            if name is not None:
+                self._ids.check(name, content)
         else:
-            content = medium.modality.encode() + medium.digest
-            if content_id is not None:
-                with self._lock:
-                    self._content_of_id[content_id] = content
+            assert name is not None, "vLLM refuses a medium without data and id"
+            content = self._ids.content(name)
         return hashlib.sha256(content + repr(options.shaping).encode()).digest()
+
+    def remember_id(self, medium: Medium | None, name: MediaId | None) -> None:
+        """Let an id stand for a medium whose features have been computed.
+
+        Raises:
+            VLLMValidationError: it has come to stand for other content meanwhile (HTTP 400).
+        """
+        if medium is not None and name is not None:
+            self._ids.bind(name, _content(medium))
 
     def shape(self, medium: Medium | None, key: bytes, options: MediaOptions) -> Shape:
         """What the layout needs to know of a medium; it is remembered longer than the features.
@@ -142,26 +146,22 @@ class MediaProcessor:
             return running.result()
         try:
             computed = self._compute(medium, key, options)
-            mine.set_result(computed)
         except BaseException as error:
-            mine.set_exception(error)
-            raise
-        finally:
             with self._lock:
                 del self._running[key]
-        with self._lock:
+            mine.set_exception(error)
+            raise
+        with self._lock:  # in one step: a request must find the work running, or its result
+            del self._running[key]
             self._shapes[key] = computed.shape
             if computed.nbytes <= self._recent.maxsize:
                 self._recent[key] = computed
+        mine.set_result(computed)
         return computed
 
     def _compute(self, medium: Medium | None, key: bytes, options: MediaOptions) -> MediumFeatures:
         if medium is None:
-            raise VLLMValidationError(
-                "A medium was sent only as an id (uuid), but it is no longer remembered; "
-                "send its data.",
-                parameter="messages",
-            )
+            raise self._only_an_id(key, options)
         try:
             with metrics().timed("decode"):
                 decoded = self._decoded(medium, options)
@@ -173,6 +173,17 @@ class MediaProcessor:
                 return self._image(key, decoded, options)
         except media.MediaError as error:
             raise VLLMValidationError(str(error), parameter=f"{medium.modality}_url") from None
+
+    def _only_an_id(self, key: bytes, options: MediaOptions) -> VLLMValidationError:
+        with self._lock:
+            processed = key in self._shapes
+        shaping = ", ".join(f"{name} {value}" for name, value in options.shaping.items())
+        reason = "are no longer remembered" if processed else f"were never computed with {shaping}"
+        return VLLMValidationError(
+            f"A medium was sent only as an id (uuid). The id is known, but its features {reason}; "
+            "send its data.",
+            parameter="uuid",
+        )
 
     # -- decoding ------------------------------------------------------------------------------
 
@@ -244,6 +255,10 @@ class MediaProcessor:
     def _mel(self, waveform: np.ndarray) -> torch.Tensor:
         """(bins, frames) log-mel spectrum in the model's dtype."""
         return log_mel(self._feature_extractor, waveform).to(self._dtype).contiguous()
+
+
+def _content(medium: Medium) -> bytes:
+    return medium.modality.encode() + medium.digest
 
 
 def _even(frames: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 
 from ep_serve.contract.media_tokens import find_media_token
 from ep_serve.engine import reports
+from ep_serve.engine.media_ids import scoped
 from ep_serve.engine.settings import OPTIONS_KEY, REQUEST_FIELDS, Settings, hide_sound_field
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ async def _preprocess_chat(
         OPTIONS_KEY: options.model_dump(),
     }
     _refuse_media_tokens(messages)
+    messages = scoped(messages, getattr(request, "cache_salt", None))
     conversation, engine_inputs = await _original_preprocess(
         self, request, messages, *args, **kwargs
     )

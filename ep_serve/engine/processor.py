@@ -27,6 +27,7 @@ from vllm.transformers_utils.processor import cached_processor_from_config
 
 from ep_serve.engine.features import MediaProcessor, MediumFeatures, set_current
 from ep_serve.engine.item import MODALITY, PATCH_VALUES, PROFILING_KEY, Span, cover, pack
+from ep_serve.engine.media_ids import MediaId
 from ep_serve.engine.media_io import MediumParser
 from ep_serve.engine.metrics import metrics
 from ep_serve.engine.settings import MediaOptions, Settings
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
     from vllm.multimodal.cache import BaseMultiModalProcessorCache
     from vllm.multimodal.processing import ProcessorInputs, TimingContext
+
+    from ep_serve.engine.medium import Modality
 
 POSITIONS_PER_MAX_LENGTH = 4
 """vLLM's rotary table has this many rows for each position of `max_position_embeddings`."""
@@ -155,10 +158,12 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
         """
         options = self._options(inputs)
         media = self._media_in_prompt_order(inputs)
-        keys = [self.media.key(medium, content_id, options) for medium, content_id in media]
+        keys = [self.media.key(medium, name, options) for medium, name in media]
         given = [(medium, key, options) for (medium, _), key in zip(media, keys, strict=True)]
         with timing_ctx.record("media"):
             shapes = [self.media.shape(*medium) for medium in given]
+            for medium, name in media:
+                self.media.remember_id(medium, name)
         with timing_ctx.record("layout"), metrics().timed("layout"):
             layout = build_layout(inputs.prompt, shapes, self.info.tokens)
             span = self._plan(layout, options.ask)
@@ -189,14 +194,18 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
         options = self.info.settings.merge(inputs.hf_processor_mm_kwargs)
         return options if self.info.hears else options.model_copy(update={"sound": False})
 
-    def _media_in_prompt_order(self, inputs: ProcessorInputs) -> list[tuple[Any, str | None]]:
+    def _media_in_prompt_order(self, inputs: ProcessorInputs) -> list[tuple[Any, MediaId | None]]:
         """The media with their client-given ids, as their placeholders come in the prompt."""
         tokens = self.info.tokens
-        modality_of = {tokens.video: "video", tokens.audio: "audio", tokens.image: "image"}
+        modality_of: dict[int, Modality] = {
+            tokens.video: "video",
+            tokens.audio: "audio",
+            tokens.image: "image",
+        }
         order = [modality_of[t] for t in inputs.prompt if t in modality_of]
-        given = inputs.mm_data_items.get_all_counts()
+        counts = inputs.mm_data_items.get_all_counts()
         for modality in ("video", "audio", "image"):
-            found, expected = order.count(modality), given.get(modality, 0)
+            found, expected = order.count(modality), counts.get(modality, 0)
             if found != expected:
                 raise PlaceholderError(
                     f"The prompt has {found} {modality} placeholder(s) for {expected} {modality} "
@@ -207,7 +216,11 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
             modality: iter(zip(items, ids.get(modality) or [None] * len(items), strict=True))
             for modality, items in inputs.mm_data_items.items()
         }
-        return [next(waiting[modality]) for modality in order]
+        given = ((modality, *next(waiting[modality])) for modality in order)
+        return [
+            (medium, None if name is None else MediaId(modality, name))
+            for modality, medium, name in given
+        ]
 
     def _plan(self, layout: Layout, ask: Ask) -> Span:
         """Decide how much is kept, and which part of the prompt the item covers."""

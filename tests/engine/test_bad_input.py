@@ -193,3 +193,22 @@ def test_what_is_odd_but_sound_is_served(server: Client, parts: Parts) -> None:
     assert len(answer.token_ids) == 2
     assert answer.reduction is not None
     assert answer.reduction["av_tokens_kept"] >= 1
+
+
+def test_an_id_keeps_its_content_within_a_cache_salt(server: Client) -> None:
+    def ask(data: bytes | None, salt: str | None = None, **options: Any) -> httpx.Response:
+        """A picture or none under the id "cat"."""
+        url = None if data is None else image(data)["image_url"]
+        medium = {"type": "image_url", "image_url": url, "uuid": "cat"}
+        body = {"messages": user(medium, text("?")), "max_tokens": 1, **options}
+        return server.post({**body, "cache_salt": salt} if salt else body)
+
+    cat, dog = (make_image(number=number) for number in (71, 72))
+    unknown = check_refusal(server, ask(None))
+    assert "'cat' (image) is not remembered" in unknown
+    assert ask(cat).status_code == ask(None).status_code == 200
+    refused = check_refusal(server, ask(dog))
+    assert "'cat' (image) already stands for other content" in refused
+    assert "never computed with" in check_refusal(server, ask(None, max_pixels=50_000))
+    assert check_refusal(server, ask(None, salt="anna")) == unknown
+    assert ask(dog, salt="anna").status_code == ask(None, salt="anna").status_code == 200

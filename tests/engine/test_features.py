@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from vllm.exceptions import VLLMValidationError
 from ep_serve.checkpoint.embedded import build
 from ep_serve.checkpoint.features import video_patches
 from ep_serve.engine.features import MediaProcessor
+from ep_serve.engine.media_ids import MediaId, scoped
 from ep_serve.engine.medium import EncodedMedium
 from ep_serve.engine.settings import EngineSettings, MediaOptions, MediaSettings, Settings
 from ep_serve.layout import Kind
@@ -79,21 +81,140 @@ def test_the_same_bytes_under_another_modality_are_something_else(
     assert features(processor, EncodedMedium("audio", data)).pixel_values is None
 
 
+def given(processor: MediaProcessor, medium: EncodedMedium, name: MediaId) -> Any:
+    """What a request does with a medium that comes under an id."""
+    key = processor.key(medium, name, OPTIONS)
+    found = processor.features(medium, key, OPTIONS)
+    processor.remember_id(medium, name)
+    return found
+
+
 def test_an_id_stands_for_content_that_came_with_it(processor: MediaProcessor) -> None:
-    medium = EncodedMedium("image", make_image())
-    key = processor.key(medium, "cat", OPTIONS)
-    first = processor.features(medium, key, OPTIONS)
-    assert processor.key(None, "cat", OPTIONS) == key
+    name = MediaId("image", "cat")
+    first = given(processor, EncodedMedium("image", make_image()), name)
+    key = processor.key(None, name, OPTIONS)
+    assert key == first.key
     assert processor.features(None, key, OPTIONS) is first
-    with pytest.raises(VLLMValidationError, match="not remembered"):
-        processor.key(None, "dog", OPTIONS)
+    with pytest.raises(VLLMValidationError, match=r"'dog' \(image\) is not remembered"):
+        processor.key(None, MediaId("image", "dog"), OPTIONS)
 
 
-def test_nobody_can_put_other_content_under_a_known_one(processor: MediaProcessor) -> None:
-    cat = EncodedMedium("image", make_image(number=1))
-    dog = EncodedMedium("image", make_image(number=2))
-    assert processor.key(cat, "cat", OPTIONS) != processor.key(dog, "cat", OPTIONS)
-    assert processor.key(cat, "x", OPTIONS) == processor.key(cat, None, OPTIONS)
+def test_other_content_under_a_known_id_is_refused(processor: MediaProcessor) -> None:
+    cat, dog = (EncodedMedium("image", make_image(number=number)) for number in (1, 2))
+    name = MediaId("image", "cat")
+    first = given(processor, cat, name)
+    for _ in range(2):
+        with pytest.raises(VLLMValidationError, match=r"'cat' .* already stands for other") as no:
+            given(processor, dog, name)
+        assert no.value.parameter == "uuid"
+        assert processor.key(None, name, OPTIONS) == first.key
+    assert given(processor, cat, name) is first
+
+
+def test_of_two_that_claim_an_id_at_a_time_the_second_is_refused(
+    processor: MediaProcessor,
+) -> None:
+    cat, dog = (EncodedMedium("image", make_image(number=number)) for number in (1, 2))
+    name = MediaId("image", "cat")
+    for medium in (cat, dog):
+        processor.key(medium, name, OPTIONS)  # neither has been processed yet
+    processor.remember_id(cat, name)
+    with pytest.raises(VLLMValidationError, match="already stands for other"):
+        processor.remember_id(dog, name)
+
+
+def test_a_file_that_cannot_be_used_takes_no_id(processor: MediaProcessor) -> None:
+    name = MediaId("audio", "bell")
+    with pytest.raises(VLLMValidationError):
+        given(processor, EncodedMedium("audio", b"noise"), name)
+    assert given(processor, EncodedMedium("audio", make_wav(1)), name).mel is not None
+
+
+def test_an_id_of_a_video_is_none_of_a_sound(processor: MediaProcessor) -> None:
+    data = make_clip(2)
+    video, audio = (MediaId(modality, "clip") for modality in ("video", "audio"))
+    given(processor, EncodedMedium("video", data), video)
+    with pytest.raises(VLLMValidationError, match=r"'clip' \(audio\) is not remembered"):
+        processor.key(None, audio, OPTIONS)
+    assert given(processor, EncodedMedium("audio", data), audio).pixel_values is None
+
+
+def test_an_id_alone_says_which_options_its_features_lack(processor: MediaProcessor) -> None:
+    name = MediaId("video", "clip")
+    given(processor, EncodedMedium("video", make_clip(2)), name)
+    options = OPTIONS.model_copy(update={"fps": 1.0})
+    with pytest.raises(VLLMValidationError, match=r"id is known, .* never computed with fps 1\.0"):
+        processor.shape(None, processor.key(None, name, options), options)
+
+
+def test_an_id_alone_says_that_its_features_were_forgotten(hf_processor: Any) -> None:
+    engine = EngineSettings(media_cache_gib=0)
+    forgetful = MediaProcessor(
+        hf_processor, SETTINGS.model_copy(update={"engine": engine}), torch.float32
+    )
+    name = MediaId("image", "cat")
+    given(forgetful, EncodedMedium("image", make_image()), name)
+    key = forgetful.key(None, name, OPTIONS)
+    assert forgetful.shape(None, key, OPTIONS).kind == Kind.IMAGE
+    with pytest.raises(VLLMValidationError, match=r"id is known, .* no longer remembered"):
+        forgetful.features(None, key, OPTIONS)
+
+
+def test_ids_are_those_of_a_cache_salt() -> None:
+    def name(salt: str | None, given: str) -> str:
+        part = {"type": "video_url", "video_url": None, "uuid": given}
+        message = {"role": "user", "content": [{"type": "text", "text": "x"}, part]}
+        (found,) = scoped([message], salt)
+        assert found["content"][0] == message["content"][0]
+        assert part["uuid"] == given
+        return str(found["content"][1]["uuid"])
+
+    names = [name(salt, "clip") for salt in (None, "anna", "ben")]
+    assert len(set(names)) == 3
+    assert names == [name(salt, "clip") for salt in (None, "anna", "ben")]
+    assert name(None, "anna\x1fclip") not in names  # the separator does not lead elsewhere
+    assert MediaId("video", names[1]).given == "clip"
+    assert scoped([{"role": "user", "content": "x"}], "anna") == [{"role": "user", "content": "x"}]
+
+
+class HookedLock:
+    """A lock that calls a function after each release."""
+
+    def __init__(self, released: Callable[[], None]) -> None:
+        self._lock = threading.Lock()
+        self._released = released
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        self._released()
+
+
+def test_a_request_between_two_steps_of_another_finds_its_features(
+    processor: MediaProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    medium = EncodedMedium("image", make_image())
+    compute, computed = processor._compute, []
+    finished: list[Any] = []
+
+    def counted(*args: Any) -> Any:
+        computed.append(compute(*args))
+        return computed[-1]
+
+    def another_request() -> None:
+        if computed and not finished:
+            finished.append(None)  # one is enough
+            thread = threading.Thread(target=lambda: finished.append(features(processor, medium)))
+            thread.start()
+            thread.join(0.5)  # it may have to wait for the first to go on
+
+    monkeypatch.setattr(processor, "_compute", counted)
+    monkeypatch.setattr(processor, "_lock", HookedLock(another_request))
+    features(processor, medium)
+    assert features(processor, medium) is computed[0]
+    assert len(computed) == 1
 
 
 def test_requests_at_the_same_time_share_the_work(

@@ -286,7 +286,8 @@ def test_tenants_share_neither_ids_nor_answers_in_a_cache(here: Node) -> None:
         """Whether the engine remembers the clip under the id that this tenant has for it."""
         name = hashlib.sha256(f"ep-serve|{tenant}|video|{digest}".encode()).hexdigest()
         only_id = {"type": "video_url", "video_url": None, "uuid": name}
-        body = {"model": MODEL, "messages": user(only_id), "max_tokens": 1}
+        salt = hashlib.sha256(f"ep-serve|{tenant}".encode()).hexdigest()
+        body = {"model": MODEL, "messages": user(only_id), "max_tokens": 1, "cache_salt": salt}
         answer = httpx.post(f"{here.engine}/v1/chat/completions", json=body, timeout=60)
         assert answer.status_code in (200, 400)
         return answer.status_code == 200

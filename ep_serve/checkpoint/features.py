@@ -12,12 +12,14 @@ import torch
 from numpy.typing import NDArray
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
+from ep_serve.contract.request_options import FRAME_PIXELS, TOKEN_PIXELS
+
 SAMPLE_RATE = 16_000
 TEMPORAL_PATCH = 2
 TOKEN_SIDE = 28
 """Pixels along the side of one token; frames are resized to multiples of it."""
 
-VIDEO_PIXELS = (128 * 28 * 28, 768 * 28 * 28)
+VIDEO_PIXELS = (128 * TOKEN_PIXELS, FRAME_PIXELS)
 """Least and most pixels of a video frame: the defaults of `Qwen2_5OmniProcessorKwargs`, which win
 over the checkpoint's own video processor."""
 

@@ -23,13 +23,14 @@ from ep_serve.checkpoint.features import (
     SAMPLE_RATE,
     TEMPORAL_PATCH,
     VIDEO_PIXELS,
+    Bounds,
     image_patches,
     log_mel,
     shrunk,
     video_patches,
 )
 from ep_serve.engine.media_ids import MediaId, MediaIds
-from ep_serve.engine.medium import DecodedMedium, EncodedMedium, Medium
+from ep_serve.engine.medium import DecodedMedium, EncodedMedium, Medium, Modality
 from ep_serve.engine.metrics import metrics
 from ep_serve.layout import Audio, Image, Video, audio_token_count
 from ep_serve.layout import Medium as Shape
@@ -162,15 +163,16 @@ class MediaProcessor:
     def _compute(self, medium: Medium | None, key: bytes, options: MediaOptions) -> MediumFeatures:
         if medium is None:
             raise self._only_an_id(key, options)
+        bounds = self._pixel_bounds(medium.modality, options)
         try:
             with metrics().timed("decode"):
-                decoded = self._decoded(medium, options)
+                decoded = self._decoded(medium, options, bounds)
             with metrics().timed("features"):
                 if isinstance(decoded, media.Clip):
-                    return self._video(key, decoded, options)
+                    return self._video(key, decoded, bounds)
                 if medium.modality == "audio":
                     return self._sound(key, decoded)
-                return self._image(key, decoded, options)
+                return self._image(key, decoded, bounds)
         except media.MediaError as error:
             raise VLLMValidationError(str(error), parameter=f"{medium.modality}_url") from None
 
@@ -185,21 +187,47 @@ class MediaProcessor:
             parameter="uuid",
         )
 
+    def _pixel_bounds(self, modality: Modality, options: MediaOptions) -> Bounds:
+        """Least and most pixels of a frame or picture.
+
+        Raises:
+            VLLMValidationError: the request asks for more than the server allows (HTTP 400).
+        """
+        size = self._image_processor.size
+        own = (size["shortest_edge"], size["longest_edge"])
+        low, high = VIDEO_PIXELS if modality == "video" else own
+        limit = self._settings.media.pixel_limit(high)
+        for name in ("min_pixels", "max_pixels"):
+            value = getattr(options, name)
+            if value is not None and value > limit:
+                raise VLLMValidationError(
+                    f"{name} must be at most {limit} for {modality} input, the limit of this "
+                    f"server (got {value}).",
+                    parameter=name,
+                )
+        # A bound that is asked for moves the other one if they cross.
+        if options.min_pixels is not None:
+            low, high = options.min_pixels, max(high, options.min_pixels)
+        if options.max_pixels is not None:
+            low, high = min(low, options.max_pixels), options.max_pixels
+        return low, high
+
     # -- decoding ------------------------------------------------------------------------------
 
-    def _decoded(self, medium: Medium, options: MediaOptions) -> media.Clip | np.ndarray:
+    def _decoded(
+        self, medium: Medium, options: MediaOptions, bounds: Bounds
+    ) -> media.Clip | np.ndarray:
         if medium.modality == "video":
-            return self._clip(medium, options)
+            return self._clip(medium, options, bounds)
         return self._waveform(medium) if medium.modality == "audio" else self._picture(medium)
 
-    def _clip(self, medium: Medium, options: MediaOptions) -> media.Clip:
+    def _clip(self, medium: Medium, options: MediaOptions, bounds: Bounds) -> media.Clip:
         if isinstance(medium, DecodedMedium):
             frames = _even(medium.array)
             return media.Clip(
                 frames=frames, fps=medium.rate, sound=None, duration_s=len(frames) / medium.rate
             )
         rule = media.SamplingRule(fps=options.fps, max_frames=self._settings.media.max_frames)
-        bounds = _bounds(options, *VIDEO_PIXELS)
 
         def shrink(height: int, width: int) -> tuple[int, int]:
             """Large frames shrink as they are decoded: a long clip of them would fill memory."""
@@ -222,8 +250,7 @@ class MediaProcessor:
 
     # -- features ------------------------------------------------------------------------------
 
-    def _video(self, key: bytes, clip: media.Clip, options: MediaOptions) -> MediumFeatures:
-        bounds = _bounds(options, *VIDEO_PIXELS)
+    def _video(self, key: bytes, clip: media.Clip, bounds: Bounds) -> MediumFeatures:
         patches, grid = video_patches(self._video_processor, clip.frames, bounds, self._dtype)
         mel = None if clip.sound is None else self._mel(clip.sound)
         tokens = 0 if mel is None else audio_token_count(mel.shape[1])
@@ -235,9 +262,7 @@ class MediaProcessor:
             mel=mel if tokens else None,
         )
 
-    def _image(self, key: bytes, pixels: np.ndarray, options: MediaOptions) -> MediumFeatures:
-        own = self._image_processor.size
-        bounds = _bounds(options, own["shortest_edge"], own["longest_edge"])
+    def _image(self, key: bytes, pixels: np.ndarray, bounds: Bounds) -> MediumFeatures:
         patches, grid = image_patches(self._image_processor, pixels, bounds)
         return MediumFeatures(
             key=key, shape=Image(grid), pixel_values=patches.to(self._dtype), grid_thw=grid
@@ -264,15 +289,6 @@ def _content(medium: Medium) -> bytes:
 def _even(frames: np.ndarray) -> np.ndarray:
     """An even number of frames: two make one temporal patch, the last one may repeat."""
     return frames if len(frames) % 2 == 0 else np.concatenate([frames, frames[-1:]])
-
-
-def _bounds(options: MediaOptions, low: int, high: int) -> tuple[int, int]:
-    """Pixel bounds; a bound that is asked for moves the other if they cross."""
-    low = low if options.min_pixels is None else options.min_pixels
-    high = high if options.max_pixels is None else options.max_pixels
-    if low > high:
-        return (high, high) if options.min_pixels is None else (low, low)
-    return low, high
 
 
 _current: MediaProcessor | None = None

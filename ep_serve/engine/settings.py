@@ -7,13 +7,20 @@ may override the fields of `RequestOptions`, inside the bounds that the server s
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from vllm.exceptions import VLLMValidationError
 
 from ep_serve.checkpoint.config import MEDIA_DEFAULTS, MODEL_TYPE, ReductionConfig
+from ep_serve.contract.request_options import (
+    MAX_FPS,
+    MAX_PIXELS,
+    MIN_FPS,
+    TOKEN_PIXELS,
+    RequestOptions,
+    refused_option,
+)
 from ep_serve.sieve import Ask, get_sieve
 
 if TYPE_CHECKING:
@@ -27,8 +34,7 @@ ADDITIONAL_CONFIG_KEY = "ep_serve"
 _HF_ATTRIBUTE = "ep_serve_settings"
 """Where the resolved settings travel to every process: an attribute of the model's config."""
 
-TOKEN_PIXELS = 28 * 28
-"""Pixels of one frame that become one token (patch 14, merged 2 x 2)."""
+_T = TypeVar("_T")
 
 OPTIONS_KEY = "ep_serve"
 """Entry of `media_io_kwargs` in which the options of a request reach the media connector."""
@@ -48,15 +54,18 @@ class MediaSettings(BaseModel):
     """Fraction of the sound to drop, for sieves that tell sound and picture apart."""
     rho_video: float | None = Field(default=None, ge=0, le=1)
     """The same for the pictures of clips."""
-    fps: float = Field(default=2.0, gt=0, le=30)
+    fps: float = Field(default=2.0, ge=MIN_FPS, le=MAX_FPS)
     """Frames sampled from each second of a video."""
-    min_pixels: int | None = Field(default=None, ge=TOKEN_PIXELS)
+    min_pixels: int | None = Field(default=None, ge=TOKEN_PIXELS, le=MAX_PIXELS)
     """Smaller frames and pictures are enlarged to this many pixels."""
-    max_pixels: int | None = Field(default=None, ge=TOKEN_PIXELS)
-    """Larger frames and pictures are shrunk to this many pixels; also the bound for requests."""
+    max_pixels: int | None = Field(default=None, ge=TOKEN_PIXELS, le=MAX_PIXELS)
+    """Larger frames and pictures are shrunk to this many pixels; also the bound for requests.
+
+    By default `FRAME_PIXELS` for video frames and the checkpoint's own bound for pictures.
+    """
     max_frames: int = Field(default=768, ge=2, le=100_000)
     """Frames sampled from one video at most; longer videos are sampled more sparsely."""
-    max_fps: float = Field(default=4.0, gt=0, le=60)
+    max_fps: float = Field(default=4.0, ge=MIN_FPS, le=MAX_FPS)
     """The highest `fps` a request may ask for."""
     use_audio_in_video: bool = True
     """Whether the sound track of a video is used."""
@@ -70,6 +79,10 @@ class MediaSettings(BaseModel):
             raise ValueError(f"fps ({self.fps}) is greater than max_fps ({self.max_fps})")
         self.ask()
         return self
+
+    def pixel_limit(self, own: int) -> int:
+        """The most pixels a request may ask for, where `own` is the model's bound."""
+        return self.max_pixels or max(own, self.min_pixels or 0)
 
     def ask(self, keep_ratio: float | None = None) -> Ask:
         """What a request that says nothing wants to keep; `keep_ratio` if the server neither."""
@@ -100,53 +113,13 @@ class EngineSettings(BaseModel):
     """Wall time for decoding one medium."""
 
 
-class RequestOptions(BaseModel):
-    """Fields of ours in a request body, and the keys of vLLM's `mm_processor_kwargs`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    keep_ratio: float | None = None
-    rho_audio: float | None = None
-    rho_video: float | None = None
-    fps: float | None = None
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    sound: bool | None = None
-    """Whether the sound track of a video is used; `use_audio_in_video` for clients.
-
-    vLLM's chat parser acts on that name itself: it would add the sound as one more medium.
-    """
-    return_selection: bool | None = None
-    """Say in `usage.reduction.selection` which tokens survived."""
-
-    @field_validator("keep_ratio", "rho_audio", "rho_video", "fps", mode="before")
-    @classmethod
-    def _a_number(cls, value: object) -> object:
-        if value is None:
-            return value
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError("must be a number")
-        if not math.isfinite(value):
-            raise ValueError("must be finite")
-        return float(value)
-
-    @field_validator("keep_ratio")
-    @classmethod
-    def _a_fraction(cls, value: float | None) -> float | None:
-        if value is not None and not 0 < value <= 1:
-            raise ValueError("must be greater than 0 and at most 1")
-        return value
-
-    @field_validator("rho_audio", "rho_video")
-    @classmethod
-    def _a_rate(cls, value: float | None) -> float | None:
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError("must be at least 0 and at most 1")
-        return value
-
-
 SOUND_FIELD = "use_audio_in_video"
-REQUEST_FIELDS = frozenset({*RequestOptions.model_fields, SOUND_FIELD} - {"sound"})
+HIDDEN_SOUND_FIELD = "sound"
+"""The name under which `use_audio_in_video` travels through vLLM.
+
+vLLM's chat parser acts on that name itself: it would add the sound as one more medium.
+"""
+REQUEST_FIELDS = frozenset(RequestOptions.model_fields)
 """Names of the fields in a request."""
 
 
@@ -224,15 +197,9 @@ class Settings(BaseModel):
         asked = parse_request_options(request)
         media = self.media
         _at_most("fps", asked.fps, media.max_fps)
-        if asked.fps is not None and asked.fps <= 0:
-            raise _invalid("fps", "must be greater than 0", asked.fps)
         if media.max_pixels is not None:
             _at_most("max_pixels", asked.max_pixels, media.max_pixels)
             _at_most("min_pixels", asked.min_pixels, media.max_pixels)
-        for name in ("min_pixels", "max_pixels"):
-            value = getattr(asked, name)
-            if value is not None and value < TOKEN_PIXELS:
-                raise _invalid(name, f"must be at least {TOKEN_PIXELS}", value)
         low = asked.min_pixels if asked.min_pixels is not None else media.min_pixels
         high = asked.max_pixels if asked.max_pixels is not None else media.max_pixels
         if low is not None and high is not None and low > high:
@@ -244,10 +211,10 @@ class Settings(BaseModel):
             keep_ratio=ask.keep_ratio,
             rho_audio=ask.rho_audio,
             rho_video=ask.rho_video,
-            fps=asked.fps if asked.fps is not None else media.fps,
+            fps=_first(asked.fps, media.fps),
             min_pixels=low,
             max_pixels=high,
-            sound=media.use_audio_in_video if asked.sound is None else asked.sound,
+            sound=_first(asked.use_audio_in_video, media.use_audio_in_video),
             return_selection=bool(asked.return_selection),
         )
 
@@ -296,22 +263,28 @@ def parse_request_options(fields: Mapping[str, object]) -> RequestOptions:
     Raises:
         VLLMValidationError: names the field and what is wrong with its value (HTTP 400).
     """
+    named = {
+        SOUND_FIELD if name == HIDDEN_SOUND_FIELD else name: value for name, value in fields.items()
+    }
+    for name in named.keys() - REQUEST_FIELDS:
+        known = ", ".join(sorted(REQUEST_FIELDS))
+        raise _invalid(name, f"is not an option here (known: {known})", None)
     try:
-        return RequestOptions(**hide_sound_field(fields))
+        return RequestOptions.model_validate(named)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "request"
-        name = SOUND_FIELD if name == "sound" else name
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(sorted(REQUEST_FIELDS))
-            raise _invalid(name, f"is not an option here (known: {known})", None) from None
-        reason = first["msg"].removeprefix("Value error, ")
-        raise _invalid(name, reason, first["input"]) from None
+        name, sentence = refused_option(error)
+        raise VLLMValidationError(sentence, parameter=name) from None
 
 
 def hide_sound_field(fields: Mapping[str, object]) -> dict[str, Any]:
-    """The same fields, with our name for `use_audio_in_video`."""
-    return {"sound" if name == SOUND_FIELD else name: value for name, value in fields.items()}
+    """The same fields, with `use_audio_in_video` under its hidden name."""
+    return {
+        HIDDEN_SOUND_FIELD if name == SOUND_FIELD else name: value for name, value in fields.items()
+    }
+
+
+def _first(asked: _T | None, default: _T) -> _T:
+    return default if asked is None else asked
 
 
 def _at_most(name: str, value: float | None, limit: float) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pydantic_core
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import ValidationError
 
 from ep_serve.contract.media_tokens import find_media_token
+from ep_serve.contract.request_options import RequestOptions, refused_option
 from ep_serve.gateway.errors import ApiError, invalid
 from ep_serve.gateway.media.parts import MediaPart, media_parts
 
@@ -39,52 +40,6 @@ CLOSED_FIELDS = frozenset(
 """Fields of vLLM's server that clients of a shared gateway must not set."""
 
 _MAX_NAME = 256
-_MAX_NUMBER = 1e12
-
-
-class OwnFields(BaseModel):
-    """The request fields of this project; null means the engine's setting."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    keep_ratio: float | None = None
-    rho_audio: float | None = None
-    """Fraction of the sound to drop."""
-    rho_video: float | None = None
-    fps: float | None = None
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    use_audio_in_video: bool | None = None
-    return_selection: bool | None = None
-
-    @field_validator("keep_ratio", "fps", "min_pixels", "max_pixels", mode="before")
-    @classmethod
-    def _a_number(cls, value: object) -> object:
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError("must be a number")
-        if not 0 < value <= _MAX_NUMBER:  # so is every number that is not finite
-            raise ValueError(f"must be a number greater than 0 and at most {_MAX_NUMBER:g}")
-        return value
-
-    @field_validator("rho_audio", "rho_video", mode="before")
-    @classmethod
-    def _a_rate(cls, value: object) -> object:
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError("must be a number")
-        if not 0 <= value <= 1:
-            raise ValueError("must be at least 0 and at most 1")
-        return value
-
-    @field_validator("keep_ratio")
-    @classmethod
-    def _a_fraction(cls, value: float | None) -> float | None:
-        if value is not None and value > 1:
-            raise ValueError("must be at most 1")
-        return value
 
 
 class ChatRequest:
@@ -159,22 +114,12 @@ def _ask_for_usage(body: dict[str, Any]) -> bool:
     return True
 
 
-def _own_fields(body: dict[str, Any]) -> OwnFields:
+def _own_fields(body: dict[str, Any]) -> RequestOptions:
     try:
-        own = OwnFields.model_validate(body)
+        return RequestOptions.model_validate(body)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        reason = first["msg"].removeprefix("Value error, ")
-        given = first["input"]
-        shown = f" (got {given!r})" if isinstance(given, int | float | bool) else ""
-        raise invalid(f"{name}: {reason}{shown[:80]}.", name) from None
-    if own.min_pixels and own.max_pixels and own.min_pixels > own.max_pixels:
-        raise invalid(
-            f"min_pixels must be at most max_pixels, {own.max_pixels} (got {own.min_pixels}).",
-            "min_pixels",
-        )
-    return own
+        name, sentence = refused_option(error)
+        raise invalid(sentence, name) from None
 
 
 def _messages(body: dict[str, Any], limit: int) -> list[Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ep_serve.contract.request_options import json_schema
+
 _ERROR: dict[str, Any] = {
     "description": "What is wrong.",
     "content": {
@@ -81,18 +83,7 @@ CHAT_OPENAPI: dict[str, Any] = {
                             },
                         },
                         "stream": {"type": ["boolean", "null"]},
-                        "keep_ratio": {
-                            "type": ["number", "null"],
-                            "exclusiveMinimum": 0,
-                            "maximum": 1,
-                            "description": "Fraction of the audio and video tokens to keep.",
-                        },
-                        "rho_audio": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
-                        "rho_video": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
-                        "fps": {"type": ["number", "null"], "exclusiveMinimum": 0},
-                        "min_pixels": {"type": ["integer", "null"], "exclusiveMinimum": 0},
-                        "max_pixels": {"type": ["integer", "null"], "exclusiveMinimum": 0},
-                        "use_audio_in_video": {"type": ["boolean", "null"]},
+                        **json_schema(),
                     },
                 }
             }

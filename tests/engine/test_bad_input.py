@@ -100,6 +100,7 @@ BAD_FIELDS: dict[str, dict[str, Any]] = {  # the first field is the one that is 
     "fps of zero": {"fps": 0},
     "max_pixels above the limit": {"max_pixels": 10**9},
     "max_pixels below a token": {"max_pixels": 100},
+    "min_pixels of a billion": {"min_pixels": 10**9},
     "min_pixels above max_pixels": {"min_pixels": 150_000, "max_pixels": 100_000},
 }
 

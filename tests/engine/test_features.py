@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ep_serve.engine.media_ids import MediaId, scoped
 from ep_serve.engine.medium import EncodedMedium
 from ep_serve.engine.settings import EngineSettings, MediaOptions, MediaSettings, Settings
 from ep_serve.layout import Kind
+from ep_serve.media import decodes
 from tests.clips import make_clip, make_image, make_wav
 from tests.goldens import CASES, CHECKPOINT, GOLDENS, load_case, needs_goldens
 
@@ -264,6 +266,43 @@ def test_large_frames_shrink_while_they_are_decoded(
     found = features(processor, clip, max_pixels=112 * 112)
     assert seen == [(4, 84, 112, 3)]
     assert found.grid_thw == (2, 6, 8)
+
+
+PIXEL_LIMITS = {"video": 768 * 28 * 28, "image": 1280 * 28 * 28}
+
+
+@pytest.mark.parametrize("field", ["min_pixels", "max_pixels"])
+@pytest.mark.parametrize("modality", ["video", "image"])
+def test_more_pixels_than_the_model_takes_are_refused_before_decoding(
+    hf_processor: Any, modality: Any, field: str
+) -> None:
+    image_processor = SimpleNamespace(
+        size={"shortest_edge": 3136, "longest_edge": PIXEL_LIMITS["image"]}
+    )
+    processor = MediaProcessor(
+        SimpleNamespace(**vars(hf_processor) | {"image_processor": image_processor}),
+        SETTINGS,
+        torch.float32,
+    )
+    limit = PIXEL_LIMITS[modality]
+    medium = EncodedMedium(modality, make_clip(1) if modality == "video" else make_image())
+    before = decodes.value(modality)
+    with pytest.raises(VLLMValidationError) as refusal:
+        features(processor, medium, **{"min_pixels": None, "max_pixels": None, field: limit + 1})
+    assert refusal.value.parameter == field
+    assert f"{field} must be at most {limit} for {modality} input" in str(refusal.value)
+    assert decodes.value(modality) == before
+
+
+def test_a_server_may_raise_the_most_pixels_of_frames(hf_processor: Any) -> None:
+    media = MediaSettings(max_pixels=1280 * 28 * 28)
+    processor = MediaProcessor(
+        hf_processor, SETTINGS.model_copy(update={"media": media}), torch.float32
+    )
+    found = features(
+        processor, EncodedMedium("video", make_clip(1)), min_pixels=900 * 784, max_pixels=None
+    )
+    assert found.grid_thw[1] * found.grid_thw[2] / 4 >= 900
 
 
 @needs_goldens

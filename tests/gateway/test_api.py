@@ -186,6 +186,8 @@ async def test_errors_of_the_body_name_the_field(world: MakeWorld) -> None:
             ({"rho_audio": 1.1}, "rho_audio"),
             ({"rho_video": False}, "rho_video"),
             ({"min_pixels": 1.5}, "min_pixels"),
+            ({"min_pixels": 1_000_000_000}, "min_pixels"),
+            ({"fps": 61}, "fps"),
             ({"min_pixels": 2000, "max_pixels": 1000}, "min_pixels"),
             ({"use_audio_in_video": 1}, "use_audio_in_video"),
             ({"stream": "yes"}, "stream"),
@@ -195,6 +197,7 @@ async def test_errors_of_the_body_name_the_field(world: MakeWorld) -> None:
         ):
             error = check_error(await w.ask(**fields), 400)
             assert error["param"] == param, fields
+            assert param in error["message"], fields
         assert not w.engine.requests
         assert (await w.ask(keep_ratio=1, fps=2, use_audio_in_video=False)).status_code == 200
         assert json.loads(json.dumps(w.engine.requests[-1]))["keep_ratio"] == 1

@@ -79,7 +79,12 @@ SERVING = {
         Panel(
             "Refused by a limit",
             "reqps",
-            {"{{limit}}": per_second(f"{GATEWAY}refused_total", "limit")},
+            {
+                "{{limit}}": per_second(f"{GATEWAY}refused_total", "limit"),
+                "connection: {{reason}}": per_second(
+                    f"{GATEWAY}connections_refused_total", "reason"
+                ),
+            },
         ),
         Panel("First token", "s", percentiles(f"{GATEWAY}time_to_first_token_seconds")),
         Panel("Whole requests", "s", percentiles(f"{GATEWAY}request_seconds")),

@@ -24,8 +24,7 @@ def create_app(parts: Gateway) -> FastAPI:
     """The application of a gateway that is open."""
     app = FastAPI(
         title="ep-serve gateway",
-        docs_url=None,
-        redoc_url=None,
+        openapi_url=None,  # and with it no `/docs` and `/redoc`
         responses=ERRORS,
         redirect_slashes=False,
     )

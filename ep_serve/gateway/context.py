@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import secrets
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
 
 from ep_serve.gateway import logs
-from ep_serve.gateway.errors import internal_error, invalid
+from ep_serve.gateway.errors import internal_error
 from ep_serve.gateway.tracing import Tracing
 
 if TYPE_CHECKING:
@@ -28,8 +26,6 @@ _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _TRACEPARENT = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 )
-_LINGER_S = 2.0
-_LINGER_BYTES = 64 * 2**20
 _QUIET = frozenset({"/health", "/ready"})
 
 
@@ -78,19 +74,10 @@ class ContextMiddleware:
         logs.request_id.set(context.request_id)
         async with tracing.request(context.trace) as context.span:
             context.traceparent = tracing.traceparent or context.traceparent
-            await self._serve(scope, receive, send, headers, context)
+            await self._serve(scope, receive, send, context)
 
-    async def _serve(
-        self, scope: Scope, receive: Receive, send: Send, headers: Headers, context: Context
-    ) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, context: Context) -> None:
         status = 0
-        unread = "content-length" in headers or "transfer-encoding" in headers
-
-        async def noted_receive() -> Message:
-            nonlocal unread
-            message = await receive()
-            unread = unread and message.get("more_body", False)
-            return message
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -99,23 +86,12 @@ class ContextMiddleware:
                 answered = MutableHeaders(scope=message)
                 answered["x-request-id"] = context.request_id
                 answered["x-content-type-options"] = "nosniff"
-                # Nobody would read the rest of a body that was refused.
-                if self._parts.draining or unread:
+                if self._parts.draining:
                     answered["connection"] = "close"
-            elif unread and not message.get("more_body", False):
-                # A client that still sends would find the connection reset, and its answer lost.
-                await send({**message, "more_body": True})
-                await _discard_body(noted_receive)
-                message = {"type": "http.response.body", "body": b""}
             await send(message)
 
         try:
-            if "content-length" in headers and "transfer-encoding" in headers:
-                # Two proxies may read such a request as two different ones (RFC 9112, 6.1).
-                error = invalid("A body has either a length or chunks.", code="invalid_framing")
-                await error.response()(scope, noted_receive, send_with_id)
-                return
-            await self._app(scope, noted_receive, send_with_id)
+            await self._app(scope, receive, send_with_id)
         except Exception:
             logger.exception("a request failed in an unforeseen way")
             if status:  # the answer has begun: the server cuts the connection
@@ -149,18 +125,6 @@ def of(scope: Scope | Any) -> Context:
     """The context of a request."""
     context: Context = scope["state"]["context"]
     return context
-
-
-async def _discard_body(receive: Receive) -> None:
-    """Read the rest of a body for a moment, and throw it away."""
-    nbytes = 0
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_LINGER_S):
-            while nbytes < _LINGER_BYTES:
-                message = await receive()
-                nbytes += len(message.get("body", b""))
-                if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                    return
 
 
 def _new_trace() -> str:

@@ -38,6 +38,12 @@ class Metrics:
             "queue_seconds", "Wait for an engine.", buckets=_SECONDS, **own
         )
         self.refused = Counter("refused", "Requests refused by a limit.", ["limit"], **own)
+        self.connections_refused = Counter(
+            "connections_refused",
+            "Connections closed by a limit or for what they sent, by reason.",
+            ["reason"],
+            **own,
+        )
         self.media_bytes = Counter("media_bytes", "Media received.", ["source"], **own)
         self.probe_seconds = Histogram(
             "probe_seconds", "Probing one medium.", buckets=_SECONDS, **own

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import resource
 import signal
 import socket
 from contextlib import asynccontextmanager, contextmanager
@@ -16,13 +17,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from prometheus_client import start_http_server
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from prometheus_client import make_asgi_app
 
 from ep_serve.gateway.app import create_app
+from ep_serve.gateway.client_connections import ClientConnections
 from ep_serve.gateway.gateway import Gateway
+from ep_serve.gateway.http_protocol import HttpProtocol
 from ep_serve.gateway.settings import SettingsError
-from ep_serve.gateway.streaming import BodyWriter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -32,57 +33,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BACKLOG = 2_048
-
-
-class ImpatientProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, with limits on the size of a request's head and on the time it takes.
-
-    uvicorn has none here: a client could send a head without end, or hold connections without a
-    word.
-    """
-
-    max_head_bytes = 32_768
-    head_timeout_s = 20.0
-    _head_bytes = 0
-    _head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._await_head()
-
-    def data_received(self, data: bytes) -> None:
-        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
-            self._await_head()  # the next request of a connection begins
-        if self._head_timer is not None:
-            self._head_bytes += len(data)
-        super().data_received(data)
-        if self._head_timer is not None and self._head_bytes > self.max_head_bytes:
-            self._close()
-
-    def on_headers_complete(self) -> None:
-        self._stop_timer()
-        super().on_headers_complete()
-        if self.cycle is not None and self.cycle.scope is self.scope:
-            writer = BodyWriter(self.transport, self.flow)
-            self.scope["extensions"] = {BodyWriter.EXTENSION: writer}  # type: ignore[dict-item]
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
-        super().connection_lost(exc)
-
-    def _await_head(self) -> None:
-        self._head_bytes = 0
-        self._head_timer = self.loop.call_later(self.head_timeout_s, self._close)
-
-    def _stop_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _close(self) -> None:
-        self._stop_timer()
-        if not self.transport.is_closing():
-            self.transport.close()
+OTHER_FILES = 1_024
+"""Media, helpers, the store: what is open besides connections."""
 
 
 class _Server(uvicorn.Server):
@@ -128,27 +80,31 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Running]:
     public = _listen(settings.host, settings.port, "port")
     internal = _listen(settings.internal.host, settings.internal.port, "internal.port")
     gateway.media.lender.base_url = _base_url(settings, internal)
-    metrics = _start_metrics(settings, gateway)
+    ports = [public, internal]
+    servers = [
+        _server(create_app(gateway), settings, gateway),
+        _server(gateway.media.lender.app, settings, gateway),
+    ]
+    if settings.metrics.enabled:
+        ports.append(_listen(settings.metrics.host, settings.metrics.port, "metrics.port"))
+        servers.append(_server(make_asgi_app(gateway.metrics.registry), settings, gateway))
     await gateway.open()
-    front = _server(create_app(gateway), settings)
-    back = _server(gateway.media.lender.app, settings)
-    lending = asyncio.create_task(back.serve(sockets=[internal]))
-    ended = asyncio.create_task(front.serve(sockets=[public]))
+    tasks = [
+        asyncio.create_task(server.serve(sockets=[port]))
+        for server, port in zip(servers, ports, strict=True)
+    ]
+    front, ended = servers[0], tasks[0]
     try:
-        while not (front.started and back.started) and not ended.done():
+        while not all(server.started for server in servers) and not ended.done():
             await asyncio.sleep(0.01)
         port = public.getsockname()[1]
         logger.info("listening", extra={"host": settings.host, "port": port})
         yield Running(gateway, port, front, ended)
     finally:
-        front.should_exit = True
-        await asyncio.wait({ended})
-        back.should_exit = True
-        await asyncio.wait({lending})
+        for server, task in zip(servers, tasks, strict=True):
+            server.should_exit = True
+            await asyncio.wait({task})
         await gateway.close()
-        if metrics is not None:
-            metrics.shutdown()
-            metrics.server_close()
 
 
 async def serve(settings: GatewaySettings) -> None:
@@ -157,6 +113,7 @@ async def serve(settings: GatewaySettings) -> None:
     Raises:
         SettingsError: a port or a folder cannot be used.
     """
+    _allow_open_files(settings.request.max_connections)
     async with running(settings) as now:
         # What lives now stays. Requests leave no cycles behind, and looking for some after every
         # few hundred objects was a tenth of the work.
@@ -174,12 +131,14 @@ async def serve(settings: GatewaySettings) -> None:
         await now.drain(hurry)
 
 
-def _server(app: Any, settings: GatewaySettings) -> uvicorn.Server:
-    limits = {
-        "head_timeout_s": settings.request.header_timeout_s,
-        "max_head_bytes": settings.request.max_header_bytes,
-    }
-    protocol = type("Protocol", (ImpatientProtocol,), limits)
+def _server(app: Any, settings: GatewaySettings, gateway: Gateway) -> uvicorn.Server:
+    clients = ClientConnections(
+        settings.request.max_connections,
+        settings.request.max_header_bytes,
+        settings.request.header_timeout_s,
+        gateway.metrics.connections_refused,
+    )
+    protocol = type("Protocol", (HttpProtocol,), {"clients": clients})
     return _Server(
         uvicorn.Config(
             app,
@@ -191,7 +150,6 @@ def _server(app: Any, settings: GatewaySettings) -> uvicorn.Server:
             server_header=False,
             proxy_headers=False,
             lifespan="off",
-            limit_concurrency=settings.request.max_connections,
             timeout_graceful_shutdown=int(settings.drain.timeout_s),
             backlog=BACKLOG,
         )
@@ -220,16 +178,14 @@ def _base_url(settings: GatewaySettings, internal: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{internal.getsockname()[1]}"
 
 
-def _start_metrics(settings: GatewaySettings, gateway: Gateway) -> Any:
-    if not settings.metrics.enabled:
-        return None
-    try:
-        server, _ = start_http_server(
-            settings.metrics.port, settings.metrics.host, gateway.metrics.registry
-        )
-    except OSError as error:
-        raise SettingsError(
-            f"metrics.port: cannot listen on {settings.metrics.host}:{settings.metrics.port} "
-            f"({error.strerror})"
-        ) from None
-    return server
+def _allow_open_files(max_connections: int) -> None:
+    """Raise the process's limit on open files to what its connections need, as far as allowed."""
+    wanted = 2 * max_connections + OTHER_FILES  # to clients, and to engines
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < wanted:
+            logger.warning(
+                "request.max_connections needs %d open files, and %d are allowed", wanted, allowed
+            )

@@ -105,6 +105,8 @@ class RequestSettings(_Section):
     max_messages: Count = 1_000
     max_parts: Count = 2_000
     max_connections: Count = 4_096
+    """Of clients. When there are more, those that wait for a request are closed, the oldest first;
+    if all others have a running request, 503."""
 
 
 class FetchSettings(_Section):

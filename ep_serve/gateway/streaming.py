@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 class BodyWriter:
     """Writes pieces of a response body; `scope["extensions"]` has it under `EXTENSION`.
 
-    It stands for ASGI's `send` between the start and the end of a response with chunks, because
-    the sending coroutines of all the layers above the server are too much for each token.
+    It stands for ASGI's `send` between the start and the end of a response without a length,
+    because the sending coroutines of all the layers above the server are too much for each token.
+    Clients of HTTP/1.0 do not know chunks; for them the response ends with the connection.
     """
 
     EXTENSION = "ep_serve.body_writer"
-    __slots__ = ("_flow", "_transport")
+    __slots__ = ("_chunked", "_flow", "_transport")
 
-    def __init__(self, transport: asyncio.Transport, flow: FlowControl) -> None:
+    def __init__(self, transport: asyncio.Transport, flow: FlowControl, *, chunked: bool) -> None:
         self._transport = transport
         self._flow = flow
+        self._chunked = chunked
 
     @property
     def paused(self) -> bool:
@@ -34,7 +36,8 @@ class BodyWriter:
 
     def write(self, data: bytes) -> None:
         if not self._transport.is_closing():
-            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            framed = b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
+            self._transport.write(framed)
 
     async def drain(self) -> None:
         await self._flow.drain()

@@ -131,35 +131,90 @@ for _name, (_content, _statuses) in FORMS.items():
 _POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"
 _AUTH = f"Authorization: {bearer('a')['authorization']}\r\n".encode()
 _JSON = b"Content-Type: application/json\r\n"
+_LONG = b"a" * 60_000
+_GET = b"GET /v1/models HTTP/1.1\r\n"
+_HOST = b"Host: a\r\n"
+_CHUNKED = _POST + _AUTH + _JSON + b"Transfer-Encoding: chunked\r\n\r\n"
+_END = b"Connection: close\r\n\r\n"
 RAW: dict[str, tuple[bytes, tuple[int, ...]]] = {
     "no request line": (b"\x16\x03\x01\x02\x00\x01\x00" * 10 + b"\r\n\r\n", (400,)),
-    "a huge header": (_POST + b"X: " + b"a" * 1_000_000, (400, CLOSED)),
-    "many headers": (_POST + b"X: a\r\n" * 100_000, (400, CLOSED)),
-    "a header that never ends": (_POST, (CLOSED,)),
+    "a huge header": (_POST + b"X: " + b"a" * 1_000_000, (431,)),
+    "a large header at once": (_POST + _AUTH + b"X: " + _LONG + b"\r\n" + _END, (431,)),
+    "many headers": (_POST + b"X: a\r\n" * 100_000, (431,)),
+    "a long target": (b"GET /" + _LONG + b" HTTP/1.1\r\n" + _HOST + _END, (414,)),
+    "a target without end": (b"GET /" + b"a" * 1_000_000, (414, 431)),
+    "empty lines without end": (b"\r\n" * 100_000, (431,)),
+    "a header that never ends": (_POST, (408,)),
     "a connection that says nothing": (b"", (CLOSED,)),
     "a body that never comes": (_POST + _AUTH + _JSON + b"Content-Length: 99\r\n\r\n", (408,)),
     "two lengths": (
         _POST + _AUTH + _JSON + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
         (400,),
     ),
+    "the same length twice": (
+        _POST + _AUTH + _JSON + b"Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}",
+        (400,),
+    ),
+    "a list of lengths": (_POST + _AUTH + _JSON + b"Content-Length: 2, 2\r\n\r\n{}", (400,)),
     "a length and chunks": (
         _POST + _AUTH + _JSON + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         (400,),
     ),
+    "chunks and a length": (
+        _POST + _AUTH + _JSON + b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
+        (400,),
+    ),
     "a negative length": (_POST + _AUTH + _JSON + b"Content-Length: -1\r\n\r\n", (400,)),
-    "a strange encoding": (_POST + _AUTH + b"Transfer-Encoding: gzip\r\n\r\n", (400, 501)),
+    "a length with a sign": (_POST + _AUTH + _JSON + b"Content-Length: +2\r\n\r\n{}", (400,)),
+    "a strange encoding": (_POST + _AUTH + b"Transfer-Encoding: gzip\r\n\r\n", (501,)),
+    "a strange encoding in chunks": (
+        _POST + _AUTH + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        (501,),
+    ),
+    "two encodings": (
+        _POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+        (400,),
+    ),
+    "chunks of HTTP/1.0": (
+        b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        (400,),
+    ),
+    "a chunk without a size": (_CHUNKED + b"zz\r\n{}\r\n0\r\n\r\n", (400,)),
+    "a chunk of a size that overflows": (_CHUNKED + b"f" * 17 + b"\r\n{}", (400,)),
+    "a chunk that is longer than it says": (_CHUNKED + b"2\r\n{}}}\r\n0\r\n\r\n", (400,)),
+    "a chunk that ends in LF": (_CHUNKED + b"2\n{}\n0\n\n", (400,)),
+    "an extension without end": (_CHUNKED + b"2;" + b"a" * 1_000_000, (431,)),
+    "small chunks with long extensions": (
+        _CHUNKED + (b"1;" + b"a" * 1_000 + b"\r\n \r\n") * 1_000,
+        (431,),
+    ),
+    "trailers without end": (_CHUNKED + b"2\r\n{}\r\n0\r\n" + b"X: a\r\n" * 100_000, (431,)),
+    "a trailer without end": (_CHUNKED + b"2\r\n{}\r\n0\r\nX: " + b"a" * 1_000_000, (431,)),
+    "lines that end in LF": (b"GET / HTTP/1.1\nHost: a\n\n", (400,)),
+    "a folded header": (_GET + _HOST + b"X: a\r\n b\r\n" + _END, (400,)),
+    "a space before a colon": (_GET + b"Host : a\r\n" + _END, (400,)),
+    "a header without a name": (_GET + _HOST + b": a\r\n" + _END, (400,)),
+    "a NUL in a header": (_GET + _HOST + b"X: a\0b\r\n" + _END, (400,)),
+    "no host": (_GET + _END, (400,)),
+    "two hosts": (_GET + _HOST + _HOST + _END, (400,)),
+    "a host that is none": (_GET + b"Host: a/b@c\r\n" + _END, (400,)),
+    "HTTP/2 without being asked": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", (400,)),
+    "HTTP/3.7": (b"GET / HTTP/3.7\r\n" + _HOST + _END, (400,)),
+    "HTTP/0.9": (b"GET /\r\n\r\n", (400, 505)),
     "a full address as target": (
         b"GET http://127.0.0.1:9090/metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
         (404,),
     ),
+    "an address without a path": (b"GET http://a HTTP/1.1\r\n" + _HOST + _END, (404,)),
+    "an address that is none": (b"GET http://a:99999999/ HTTP/1.1\r\n" + _HOST + _END, (400,)),
+    "a target that is no path": (b"GET v1/models HTTP/1.1\r\n" + _HOST + _END, (400,)),
+    "a star": (b"OPTIONS * HTTP/1.1\r\n" + _HOST + _END, (404,)),
     "a path that climbs": (
         b"GET /v1/../metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
         (404,),
     ),
-    "a tunnel": (
-        b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
-        (400, 404, 405, CLOSED),
-    ),
+    "a tunnel": (b"CONNECT 127.0.0.1:22 HTTP/1.1\r\n" + _HOST + _END, (405,)),
+    "a method that nobody knows": (b"STEAL / HTTP/1.1\r\n" + _HOST + _END, (400,)),
 }
 
 

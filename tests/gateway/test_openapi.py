@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ep_serve.gateway.app import create_app
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.mock_upstream import MODEL
 
@@ -32,7 +33,7 @@ checks.negative_data_rejection.enabled = false
 async def test_schemathesis_finds_no_fault(world: MakeWorld, tmp_path: Path) -> None:
     # What a URL names is for the table of hostile requests; here it would only take time.
     async with world(media={"fetch": {"enabled": False}}) as w:
-        document = (await w.client.get("/openapi.json")).json()
+        document = create_app(w.gateway).openapi()
         chat = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]
         # Of a model that nobody serves an engine would never hear.
         chat["application/json"]["schema"]["properties"]["model"] = {"const": MODEL}

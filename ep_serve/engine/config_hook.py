@@ -29,6 +29,7 @@ SCHEDULER = "ep_serve.engine.scheduler.reducing_scheduler"
 """A name only: the scheduler's module is for the process that computes."""
 
 _WORKER_EXTENSION = "ep_serve.engine.worker.ReductionReports"
+_CPU_WORKER = "ep_serve.engine.cpu_worker.ReducingCPUWorker"
 
 _PRUNING_SWITCH = 0.5
 """Any rate above 0 makes the runners ask the model for positions; the value itself is not used."""
@@ -69,7 +70,7 @@ class ReducingConfig(VerifyAndUpdateConfig):
         if current_platform.is_cpu():
             mm_config.skip_mm_profiling = True  # memory is not budgeted by a dry run here
             if parallel.worker_cls == "auto":
-                parallel.worker_cls = "ep_serve.engine.worker.ReducingCPUWorker"
+                parallel.worker_cls = _CPU_WORKER
 
 
 def _check_sieve(settings: Settings) -> None:

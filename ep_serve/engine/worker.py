@@ -1,10 +1,11 @@
-"""The worker's part that is not the model: reports for the API process, the CPU runner's hook."""
+"""The worker's part that is not the model: reports for the API process.
+
+Workers on every device import this module, see `cpu_worker.py`.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-
-from vllm.v1.worker.cpu_worker import CPUWorker
 
 if TYPE_CHECKING:
     from ep_serve.engine.statistics import WorkerStatistics
@@ -31,15 +32,3 @@ class ReductionReports:
         statistics: WorkerStatistics = self.model_runner.get_model().statistics
         record = statistics.selection(bytes.fromhex(key))
         return None if record is None else record.as_lists()
-
-
-class ReducingCPUWorker(CPUWorker):
-    """vLLM's CPU worker, whose V1 runner is told that the model prunes.
-
-    The GPU runner finds out by itself when it loads the model; the CPU runner has a `load_model` of
-    its own, which forgets to (vLLM 0.32, `v1/worker/cpu_model_runner.py`).
-    """
-
-    def load_model(self, *args: Any, **kwargs: Any) -> None:
-        super().load_model(*args, **kwargs)
-        self.model_runner.is_multimodal_pruning_enabled = True

@@ -23,7 +23,7 @@ from ep_serve.gateway.errors import ApiError
 from ep_serve.gateway.media.index import File
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Iterator, Sequence
     from pathlib import Path
 
     from obstore.store import S3Config
@@ -86,8 +86,8 @@ class Bucket:
         with _reported("put"):
             await obstore.put_async(self._store, _blob(digest), path)
 
-    async def chunks(self, digest: str) -> AsyncIterator[bytes]:
-        """The bytes of a blob; none if it is not there."""
+    async def chunks(self, digest: str) -> AsyncGenerator[bytes]:
+        """The bytes of a blob, none if it is not there; closed by whoever stops reading early."""
         with _reported("get"):
             try:
                 answer = await obstore.get_async(self._store, _blob(digest))

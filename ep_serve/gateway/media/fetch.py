@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -17,7 +18,7 @@ from ep_serve.gateway.errors import ApiError
 from ep_serve.gateway.media.addresses import check_url, is_allowed, refused, unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from aiohttp.abc import AbstractResolver
 
@@ -61,8 +62,8 @@ class Fetcher:
         if self._session is not None:
             await self._session.close()
 
-    async def chunks(self, text: str) -> AsyncIterator[bytes]:
-        """The bytes behind a URL, as they arrive.
+    async def chunks(self, text: str) -> AsyncGenerator[bytes]:
+        """The bytes behind a URL, as they arrive; to be closed by whoever stops reading early.
 
         Raises:
             ApiError: 400 for a URL that is not fetched, 413 for more bytes than allowed, 422 if the
@@ -72,8 +73,9 @@ class Fetcher:
             raise refused("Media are not fetched here; send a 'data:' URL or a file_id.")
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                async for chunk in self._chunks(text):
-                    yield chunk
+                async with aclosing(self._chunks(text)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
         except TimeoutError:
             raise _failed(f"was not there after {self._settings.timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -81,7 +83,7 @@ class Fetcher:
                 raise unreachable() from None
             raise _failed("could not be fetched from its URL") from None
 
-    async def _chunks(self, text: str) -> AsyncIterator[bytes]:
+    async def _chunks(self, text: str) -> AsyncGenerator[bytes]:
         assert self._session is not None
         url = check_url(text, self._settings)
         for _ in range(self._settings.max_redirects + 1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import hashlib
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -154,8 +154,9 @@ class MediaService:
 
     async def _fetch(self, source: Remote, upload: Upload, key: Key) -> None:
         async with self._tracing.span("fetch") as span:
-            async for chunk in self.fetcher.chunks(source.url):
-                await self.receive(upload, chunk, key, "fetched")
+            async with aclosing(self.fetcher.chunks(source.url)) as chunks:
+                async for chunk in chunks:
+                    await self.receive(upload, chunk, key, "fetched")
             span.set(bytes=upload.nbytes)
 
 

@@ -17,7 +17,7 @@ import asyncio
 import logging
 import re
 import time
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
@@ -160,8 +160,9 @@ class SharedStore(Store):
             if self._path(digest).is_file():
                 return
             async with self.receive() as upload:
-                async for chunk in self._bucket.chunks(digest):
-                    await upload.write(chunk)
+                async with aclosing(self._bucket.chunks(digest)) as chunks:
+                    async for chunk in chunks:
+                        await upload.write(chunk)
                 if upload.nbytes and (await upload.commit()).digest != digest:
                     logger.error("a blob in the bucket is not what its name says")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ep_serve.checkpoint.errors import CheckpointError
+from ep_serve.engine.errors import ServeError
 
 if TYPE_CHECKING:
     Groups = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -138,13 +139,21 @@ def add_serve(groups: Groups) -> None:
     media.add_argument("--max-frames", type=int, help="frames sampled from one video at most")
     media.add_argument("--min-pixels", type=int, help="smaller frames are enlarged to this")
     media.add_argument("--max-pixels", type=int, help="larger frames are shrunk to this")
-    engine = parser.add_argument_group("reduction")
+    engine = parser.add_argument_group("engine")
     engine.add_argument(
         "--sieve", help="cs2, omnisift, omnizip, uniform, random, none or an installed one"
     )
     engine.add_argument("--max-full-tokens", type=int, help="longest prompt before reduction")
     engine.add_argument("--tower-cache-gib", type=float, help="tower outputs to remember")
     engine.add_argument("--media-cache-gib", type=float, help="processed media to remember")
+    engine.add_argument(
+        "--step-timeout",
+        type=float,
+        metavar="SECONDS",
+        dest="step_timeout_s",
+        help="/health fails when requests run and no step of the engine ended for that long "
+        "[600; 3600 on a CPU]",
+    )
     front = parser.add_argument_group("gateway")
     front.add_argument(
         "--gateway",
@@ -310,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.words = words
     try:
         code: int = arguments.handler(arguments)
-    except (CheckpointError, OSError) as error:
+    except (CheckpointError, ServeError, OSError) as error:
         print(f"ep-serve: {error}", file=sys.stderr)
         return 1
     return code

@@ -1,26 +1,27 @@
 """What must be set in vLLM's configuration for the model to run.
 
-vLLM calls this for our architecture while it builds its configuration, in the process that serves,
-so no flag is needed.
+vLLM calls this for our architecture while it builds its configuration, in every process that takes
+requests (`LLM`, an API server, each of several), so no flag is needed.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING
 
+from vllm import envs
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
 from ep_serve.checkpoint.config import ARCHITECTURE
+from ep_serve.engine import server_patches
 from ep_serve.engine.media_io import CONNECTOR
 from ep_serve.engine.settings import Settings
 from ep_serve.layout import MediaTokens, build_layout
 from ep_serve.sieve import get_sieve
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import ParallelConfig, VllmConfig
 
 _NGRAM_METHODS = frozenset({"ngram", "ngram_gpu", "suffix"})
 """Speculative methods that read token ids only."""
@@ -45,6 +46,9 @@ class ReducingConfig(VerifyAndUpdateConfig):
         Raises:
             ValueError: a setting that cannot work, in one sentence.
         """
+        parallel = vllm_config.parallel_config
+        _refuse_pipelines(parallel)
+        _refuse_rust_server(parallel)
         settings = Settings.resolve(vllm_config)
         architecture = vllm_config.model_config.architecture
         if settings.refines != (architecture == ARCHITECTURE):
@@ -59,9 +63,8 @@ class ReducingConfig(VerifyAndUpdateConfig):
         mm_config.mm_processor_kwargs = None  # read above; not for the Hugging Face processor
         os.environ.setdefault("VLLM_MEDIA_CONNECTOR", CONNECTOR)
 
-        _patch_openai_server()
+        server_patches.install()
 
-        parallel = vllm_config.parallel_config
         if parallel.worker_extension_cls not in ("", _WORKER_EXTENSION):
             raise ValueError("--worker-extension-cls cannot be set: the model needs its own")
         parallel.worker_extension_cls = _WORKER_EXTENSION
@@ -79,13 +82,23 @@ def _check_sieve(settings: Settings) -> None:
     get_sieve(settings.sieve).plan(nothing, settings.media.ask(settings.keep_ratio))
 
 
-def _patch_openai_server() -> None:
-    """Only where a server is being started: scripts have no use for it, and the import is slow."""
-    if "vllm.entrypoints.launchers.api_server.entry" in sys.modules:
-        from ep_serve.engine import drain, openai_patch
+def _refuse_pipelines(parallel: ParallelConfig) -> None:
+    if parallel.pipeline_parallel_size > 1:
+        raise ValueError(
+            f"--pipeline-parallel-size must be 1 (got {parallel.pipeline_parallel_size}): later "
+            "stages would not know the positions of the tokens that the reduction keeps; use "
+            "--tensor-parallel-size"
+        )
 
-        openai_patch.install()
-        drain.install()
+
+def _refuse_rust_server(parallel: ParallelConfig) -> None:
+    # vLLM's supervisor of API servers has rank -1; with this variable it starts one that is no
+    # Python process.
+    if envs.VLLM_USE_RUST_FRONTEND and parallel._api_process_rank == -1:
+        raise ValueError(
+            "VLLM_USE_RUST_FRONTEND must not be set: vLLM's Rust server would ignore this model's "
+            "request fields and let media tokens in text pass"
+        )
 
 
 def _refuse_drafters(vllm_config: VllmConfig) -> None:

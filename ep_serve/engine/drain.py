@@ -5,10 +5,12 @@ when the engine exits before those messages were read, so the end of a stream ca
 request whose media are still being decoded is not waited for at all. Here the API process waits
 first, while everything behind it still works, and stops the engine when nothing runs any more.
 
-- `DrainMiddleware` (an ASGI middleware, vLLM's option `--middleware`) counts the requests and
-  refuses new ones once the server is stopping.
-- `install` wraps `AsyncLLM.shutdown`, which vLLM's server calls upon SIGTERM (patched because the
-  server has no hook there). `tests/engine/test_upstream.py` fails when that changes upstream.
+- `DrainMiddleware` counts the requests and refuses new ones once the server is stopping. It is
+  added where vLLM adds its own middleware, so that no option is needed.
+- `AsyncLLM.shutdown`, which vLLM's server calls upon SIGTERM, is wrapped.
+
+Both are patches (see `server_patches.py`) because the server has no hook there;
+`tests/engine/test_upstream.py` fails when that changes upstream.
 """
 
 from __future__ import annotations
@@ -19,11 +21,16 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from vllm.entrypoints.launchers import app as vllm_app
 from vllm.logger import init_logger
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from ep_serve.engine import server_patches
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from ep_serve.engine.server_patches import Patch
 
 POLL_SECONDS = 0.05
 TELL_SECONDS = 3.0
@@ -35,6 +42,7 @@ ENGINE_EXIT_SECONDS = 5.0
 logger = init_logger(__name__)
 
 _original_shutdown = AsyncLLM.shutdown
+_original_middleware = vllm_app.init_entrypoints_middleware
 
 
 class _Requests:
@@ -79,9 +87,10 @@ async def _refuse(send: Send) -> None:
     await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})
 
 
-def install() -> None:
-    """Wrap vLLM's function in this process; calling it again changes nothing."""
-    AsyncLLM.shutdown = _shutdown
+def _init_middleware(args: Any, app: Any, supported_tasks: Any) -> None:
+    server_patches.check()
+    _original_middleware(args, app, supported_tasks)
+    app.add_middleware(DrainMiddleware)
 
 
 def _shutdown(self: AsyncLLM, timeout: float | None = None) -> None:
@@ -125,3 +134,9 @@ def _wait(engine: AsyncLLM, deadline: float) -> bool:
             return False
         time.sleep(POLL_SECONDS)
     return True
+
+
+PATCHES: tuple[Patch, ...] = (
+    (AsyncLLM, "shutdown", _shutdown),
+    (vllm_app, "init_entrypoints_middleware", _init_middleware),
+)

@@ -1,6 +1,6 @@
 """The two places where vLLM's OpenAI server has no extension point.
 
-vLLM 0.32. Installed by `config_hook.py` in processes that serve our architecture.
+vLLM 0.32. Installed by `server_patches.py` in processes that serve our architecture.
 
 1. Request fields of ours (`settings.REQUEST_FIELDS`) in the body of `/v1/chat/completions`: vLLM
    accepts unknown fields and drops them. `OnlineRenderer.preprocess_chat` is wrapped: it checks
@@ -10,7 +10,7 @@ vLLM 0.32. Installed by `config_hook.py` in processes that serve our architectur
 2. `usage.reduction` in responses: `OpenAIServingChat.chat_completion_full_generator` and
    `chat_completion_stream_generator` are wrapped; they add the object to the usage that vLLM built.
 
-`tests/engine/test_openai_patch.py` fails when one of these changes upstream.
+`tests/engine/test_upstream.py` fails when one of these changes upstream.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
 
     from ep_serve.engine.processor import Reduction
+    from ep_serve.engine.server_patches import Patch
 
 _REDUCTION = "_ep_serve_reduction"
 """Attribute of a request object, from its rendering to its response."""
@@ -44,15 +45,6 @@ _original_validate = online_renderer.validate_request_mm_kwargs
 _original_init = OpenAIServingChat.__init__
 _original_full = OpenAIServingChat.chat_completion_full_generator
 _original_stream = OpenAIServingChat.chat_completion_stream_generator
-
-
-def install() -> None:
-    """Wrap vLLM's functions in this process; calling it again changes nothing."""
-    OnlineRenderer.preprocess_chat = _preprocess_chat
-    online_renderer.validate_request_mm_kwargs = _validate_request_mm_kwargs
-    OpenAIServingChat.__init__ = _serving_init
-    OpenAIServingChat.chat_completion_full_generator = _full_generator
-    OpenAIServingChat.chat_completion_stream_generator = _stream_generator
 
 
 # -- requests -----------------------------------------------------------------------------------
@@ -163,3 +155,13 @@ async def _with_usage(chunk: str, usage: asyncio.Task[dict[str, Any] | None]) ->
     body = json.loads(chunk.removeprefix("data: "))
     body["usage"]["reduction"] = reduction
     return f"data: {json.dumps(body, separators=(',', ':'), ensure_ascii=False)}\n\n"
+
+
+PATCHES: tuple[Patch, ...] = (
+    (OnlineRenderer, "preprocess_chat", _preprocess_chat),
+    (online_renderer, "validate_request_mm_kwargs", _validate_request_mm_kwargs),
+    (OpenAIServingChat, "__init__", _serving_init),
+    (OpenAIServingChat, "chat_completion_full_generator", _full_generator),
+    (OpenAIServingChat, "chat_completion_stream_generator", _stream_generator),
+)
+"""Installed by `server_patches.py`."""

@@ -10,22 +10,25 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from ep_serve.checkpoint.config import REDUCED_ARCHITECTURE
 from ep_serve.checkpoint.errors import CheckpointError
 from ep_serve.checkpoint.kind import kind_of
+from ep_serve.engine.errors import ServeError
 from ep_serve.engine.settings import ADDITIONAL_CONFIG_KEY
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from pydantic_core import ErrorDetails
+
 SHUTDOWN_SECONDS = 30
 """Running streams have this long to finish after SIGTERM; see `drain.py`."""
 
 GRACE_SECONDS = 5
 """Connections are closed this long after the engine has stopped."""
-
-DRAIN_MIDDLEWARE = "ep_serve.engine.drain.DrainMiddleware"
 
 CPU_KV_CACHE_BYTES = 2 << 30
 """KV cache on a CPU, where vLLM would otherwise take most of the machine's memory."""
@@ -45,7 +48,13 @@ MEDIA_OPTIONS = (
     "max_frames",
     "max_fps",
 )
-ENGINE_OPTIONS = ("sieve", "max_full_tokens", "tower_cache_gib", "media_cache_gib")
+ENGINE_OPTIONS = (
+    "sieve",
+    "max_full_tokens",
+    "tower_cache_gib",
+    "media_cache_gib",
+    "step_timeout_s",
+)
 
 
 def serve(arguments: argparse.Namespace, forwarded: Sequence[str]) -> int:
@@ -60,6 +69,7 @@ def serve(arguments: argparse.Namespace, forwarded: Sequence[str]) -> int:
 
     Raises:
         CheckpointError: a checkpoint that cannot be served as asked.
+        ServeError: a setting that cannot work.
     """
     from vllm.entrypoints.cli import serve as vllm_serve
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
@@ -81,15 +91,21 @@ def serve(arguments: argparse.Namespace, forwarded: Sequence[str]) -> int:
             "additional_config",
             {ADDITIONAL_CONFIG_KEY: {**given.get(ADDITIONAL_CONFIG_KEY, {}), **own}},
         )
-    args.middleware = [*args.middleware, DRAIN_MIDDLEWARE]
     configure_logging_from_args(args)
     # When the engine has stopped nothing more can come: a client that does not read its last bytes
     # would hold the process for ever, because vLLM leaves uvicorn's own limit unset.
     vllm_serve.run_server = partial(vllm_serve.run_server, timeout_graceful_shutdown=GRACE_SECONDS)
     command = vllm_serve.ServeSubcommand()
     command.validate(args)
-    command.cmd(args)
+    try:
+        command.cmd(args)
+    except ValidationError as error:  # of vLLM's configuration, or of what the model asks of it
+        raise ServeError("; ".join(_sentence(item) for item in error.errors())) from error
     return 0
+
+
+def _sentence(error: ErrorDetails) -> str:
+    return error["msg"].removeprefix("Value error, ")
 
 
 def problems(checkpoint: Path) -> list[str]:

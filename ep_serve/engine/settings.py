@@ -111,6 +111,8 @@ class EngineSettings(BaseModel):
     """Longest video or sound that is decoded."""
     decode_timeout_s: float = Field(default=60.0, gt=0)
     """Wall time for decoding one medium."""
+    step_timeout_s: float | None = Field(default=None, gt=0)
+    """Longest step of the engine: `/health` fails after that; see `health.py` for the default."""
 
 
 SOUND_FIELD = "use_audio_in_video"

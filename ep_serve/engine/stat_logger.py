@@ -1,4 +1,8 @@
-"""vLLM's plug-in point for statistics: keeps this project's series on `/metrics` current."""
+"""vLLM's plug-in point for statistics: keeps this project's series on `/metrics` current.
+
+vLLM builds it together with `AsyncLLM`, in each process that serves, whatever else is patched there
+or not: so this is also where the patches are checked.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
 from ep_serve.checkpoint.config import ARCHITECTURE, REDUCED_ARCHITECTURE
+from ep_serve.engine import server_patches
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -16,7 +21,10 @@ class ReductionStatLogger(AggregateStatLoggerBase):
     """Loaded for every model that vLLM serves; does nothing for those that are not ours."""
 
     def __init__(self, vllm_config: VllmConfig, engine_indexes: list[int]) -> None:
+        """Raise `ServeError` if vLLM's server lacks what a model of ours needs."""
         ours = vllm_config.model_config.architecture in (ARCHITECTURE, REDUCED_ARCHITECTURE)
+        if ours:
+            server_patches.check()
         # Several API processes see the same workers: one of them reports.
         self._active = ours and vllm_config.parallel_config._api_process_rank in (0, -1)
         if self._active:

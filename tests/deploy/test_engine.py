@@ -103,13 +103,16 @@ def test_a_rollout_is_not_given_up_while_weights_load() -> None:
     assert spec["progressDeadlineSeconds"] > 3_600
 
 
-def test_readiness_asks_the_engine_and_liveness_only_the_process() -> None:
+def test_an_engine_that_hangs_is_taken_out_first_and_restarted_later() -> None:
     engine = container()
-    assert engine["readinessProbe"]["httpGet"]["path"] == "/health"
-    assert engine["livenessProbe"]["httpGet"]["path"] == "/version"
-    assert (
-        engine["livenessProbe"]["failureThreshold"] > engine["readinessProbe"]["failureThreshold"]
+    for probe in ("readinessProbe", "livenessProbe"):
+        assert engine[probe]["httpGet"]["path"] == "/health"
+    ready, alive = (
+        engine[probe]["periodSeconds"] * engine[probe]["failureThreshold"]
+        for probe in ("readinessProbe", "livenessProbe")
     )
+    assert ready < 30
+    assert alive >= 60
 
 
 @pytest.mark.parametrize(("pre_stop", "shutdown"), [(1, 1), (20, 120), (60, 3_000)])

@@ -5,7 +5,12 @@ from typing import Any
 
 import pytest
 
-from ep_serve.engine.config_hook import _check_sieve, _refuse_drafters
+from ep_serve.engine.config_hook import (
+    _check_sieve,
+    _refuse_drafters,
+    _refuse_pipelines,
+    _refuse_rust_server,
+)
 from ep_serve.engine.settings import EngineSettings, MediaSettings, Settings
 
 
@@ -55,3 +60,23 @@ def test_a_sieve_that_is_told_nothing_is_refused_at_the_start() -> None:
 )
 def test_sieves_that_know_enough_start(sound: Settings) -> None:
     _check_sieve(sound)
+
+
+def parallel(pipelines: int = 1, rank: int = 0) -> Any:
+    return SimpleNamespace(pipeline_parallel_size=pipelines, _api_process_rank=rank)
+
+
+def test_pipeline_parallelism_is_refused_in_a_sentence() -> None:
+    with pytest.raises(
+        ValueError, match=r"--pipeline-parallel-size must be 1 \(got 2\)"
+    ) as refusal:
+        _refuse_pipelines(parallel(pipelines=2))
+    assert len(str(refusal.value).splitlines()) == 1
+    _refuse_pipelines(parallel())
+
+
+def test_a_server_that_is_no_python_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(ValueError, match="VLLM_USE_RUST_FRONTEND"):
+        _refuse_rust_server(parallel(rank=-1))
+    _refuse_rust_server(parallel())  # `LLM`, which has no such process

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,3 +92,15 @@ def test_a_checkpoint_that_contradicts_itself_is_refused_in_a_sentence(
     message = capsys.readouterr().err
     assert "sync_rope_section" in message
     assert len(message.splitlines()) == 1
+
+
+def test_a_setting_that_cannot_work_is_refused_in_a_sentence(embedded: Path) -> None:
+    options = ("--pipeline-parallel-size", "2", "--port", "0")
+    done = subprocess.run(
+        [sys.executable, "-m", "ep_serve", "serve", str(embedded), *options],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ep-serve: --pipeline-parallel-size must be 1")
+    assert "Traceback" not in done.stderr

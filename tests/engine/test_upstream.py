@@ -6,9 +6,11 @@ import inspect
 
 import vllm
 from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
-from vllm.entrypoints.launchers import launcher
+from vllm.entrypoints.launchers import app, launcher
+from vllm.entrypoints.launchers.api_server import entry
 from vllm.entrypoints.openai.chat_completion import protocol, serving
 from vllm.entrypoints.serve.engine.protocol import UsageInfo
+from vllm.entrypoints.serve.instrumentator import health as instrumentator_health
 from vllm.model_executor.models.interfaces import SupportsMultiModalPruning
 from vllm.model_executor.models.qwen2_5_omni_thinker import (
     Qwen2_5OmniThinkerForConditionalGeneration as Stock,
@@ -16,11 +18,11 @@ from vllm.model_executor.models.qwen2_5_omni_thinker import (
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.renderers import chat_utils, online_renderer
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine import async_llm, core
+from vllm.v1.engine import async_llm, core, core_client
 from vllm.v1.worker import cpu_model_runner, gpu_model_runner
 from vllm.v1.worker.gpu.model_states import mm_pruning
 
-from ep_serve.engine import drain, media_io, openai_patch
+from ep_serve.engine import drain, health, media_io, openai_patch, server_patches
 from ep_serve.engine.item import MODALITY
 from ep_serve.engine.scheduler import ReducingAsyncScheduler
 
@@ -48,8 +50,8 @@ def test_the_patched_functions_have_not_changed() -> None:
 
 
 def test_the_patch_takes_the_place_of_what_it_wraps() -> None:
-    openai_patch.install()
-    openai_patch.install()
+    server_patches.install()
+    server_patches.install()
     renderer = online_renderer.OnlineRenderer
     assert renderer.preprocess_chat is openai_patch._preprocess_chat
     assert openai_patch._original_preprocess is not openai_patch._preprocess_chat
@@ -115,8 +117,8 @@ def test_a_server_that_stops_shuts_its_engine_down_from_a_thread() -> None:
     assert parameters(drain._original_shutdown) == ["self", "timeout"]
     source = inspect.getsource(launcher.serve_http)
     assert "None, partial(engine_client.shutdown, timeout=timeout)" in source
-    drain.install()
-    drain.install()
+    server_patches.install()
+    server_patches.install()
     assert async_llm.AsyncLLM.shutdown is drain._shutdown
     assert drain._original_shutdown is not drain._shutdown
     for name in ("abort", "errored", "get_num_unfinished_requests"):
@@ -129,3 +131,24 @@ def test_the_scheduler_asks_for_each_requests_share_of_the_encoders_budget() -> 
     assert "encoder_compute_budget -= num_encoder_embeds" in inspect.getsource(ask)
     assert inspect.getsource(Scheduler.schedule).count("= self._try_schedule_encoder_inputs(") == 2
     assert "scheduler_config.get_scheduler_cls()" in inspect.getsource(core.EngineCore.__init__)
+
+
+def test_a_server_adds_its_middleware_through_the_function_that_is_patched() -> None:
+    assert parameters(drain._original_middleware) == ["args", "app", "supported_tasks"]
+    assert "init_entrypoints_middleware(args, app, " in inspect.getsource(app.build_app)
+
+
+def test_health_asks_the_client_and_the_engine_answers_between_two_steps() -> None:
+    assert parameters(health._original_check_health) == ["self"]
+    assert "EngineDeadError" in inspect.getsource(instrumentator_health.health)
+    assert "await client.check_health()" in inspect.getsource(instrumentator_health.health)
+    assert parameters(getattr(core.EngineCore, health.QUESTION)) == ["self"]
+    assert hasattr(core_client.AsyncMPClient, "call_utility_all_async")
+
+
+def test_a_server_asks_for_signals_sets_up_loads_and_asks_again() -> None:
+    source = inspect.getsource(entry.run_server)
+    asked = source.index("signal.signal(signal.SIGTERM")
+    assert asked < source.index("setup_server(") < source.index("await run_server_worker(")
+    assert "loop.add_signal_handler(signal.SIGTERM" in inspect.getsource(launcher.serve_http)
+    assert "loop.add_signal_handler(signal.SIGINT" in inspect.getsource(launcher.serve_http)

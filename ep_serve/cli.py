@@ -171,15 +171,18 @@ def add_serve(groups: Groups) -> None:
 
 def serve_checkpoint(arguments: argparse.Namespace) -> int:
     """Look the checkpoint over, then run the server until it is told to stop."""
-    _quiet_transformers()
-    from ep_serve.engine.serve import problems, serve
+    from ep_serve.engine.loading import ending_on_signal
 
-    if found := problems(Path(arguments.checkpoint)):
-        print("\n".join(found), file=sys.stderr)
-        return 1
-    if arguments.gateway or arguments.playground:
-        return _serve_behind_gateway(arguments)
-    return serve(arguments, arguments.forwarded)
+    with ending_on_signal():
+        _quiet_transformers()
+        from ep_serve.engine.serve import problems, serve
+
+        if found := problems(Path(arguments.checkpoint)):
+            print("\n".join(found), file=sys.stderr)
+            return 1
+        if arguments.gateway or arguments.playground:
+            return _serve_behind_gateway(arguments)
+        return serve(arguments, arguments.forwarded)
 
 
 def _serve_behind_gateway(arguments: argparse.Namespace) -> int:

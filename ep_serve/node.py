@@ -14,6 +14,8 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
+from ep_serve.engine.loading import kill_descendants
+
 POLL_SECONDS = 0.2
 STOP_SECONDS = 900.0
 """A process that has not ended this long after SIGTERM is killed. The gateway lets running streams
@@ -36,15 +38,22 @@ def serve_with_gateway(
     port = str(_free_port())
     command = [sys.executable, "-m", "ep_serve"]
     address = ["--host", "127.0.0.1", "--port", port]
-    engine = subprocess.Popen([*command, "serve", checkpoint, *engine_options, *address])
     upstream = ["--upstream", f"http://127.0.0.1:{port}"]
-    gateway = subprocess.Popen([*command, "gateway", *upstream, *gateway_options])
     stop = _Stop()
-    while not stop.asked and engine.poll() is None and gateway.poll() is None:
-        time.sleep(POLL_SECONDS)
-    code = engine.poll() or gateway.poll() or 0
-    for process in (gateway, engine):
-        _end(process, stop)
+    processes: list[subprocess.Popen[bytes]] = []
+    code = 0
+    try:
+        for options in (
+            ["serve", checkpoint, *engine_options, *address],
+            ["gateway", *upstream, *gateway_options],
+        ):
+            processes.append(subprocess.Popen([*command, *options]))
+        while not stop.asked and not any(process.poll() is not None for process in processes):
+            time.sleep(POLL_SECONDS)
+        code = next((ended for process in processes if (ended := process.poll())), 0)
+    finally:  # also when the second one could not be started
+        for process in reversed(processes):
+            _end(process, stop)
     return 0 if stop.asked else code or 1
 
 
@@ -69,6 +78,7 @@ def _end(process: subprocess.Popen[bytes], stop: _Stop) -> None:
             hurried = True
             process.terminate()
         if time.monotonic() > deadline:
+            kill_descendants(process.pid)
             process.kill()
         time.sleep(POLL_SECONDS)
 

@@ -16,6 +16,7 @@ from ep_serve.checkpoint.config import REDUCED_ARCHITECTURE
 from ep_serve.checkpoint.errors import CheckpointError
 from ep_serve.checkpoint.kind import kind_of
 from ep_serve.engine.errors import ServeError
+from ep_serve.engine.loading import keep_ending_on_signal
 from ep_serve.engine.settings import ADDITIONAL_CONFIG_KEY
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def serve(arguments: argparse.Namespace, forwarded: Sequence[str]) -> int:
         ServeError: a setting that cannot work.
     """
     from vllm.entrypoints.cli import serve as vllm_serve
+    from vllm.entrypoints.launchers.api_server import entry
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
@@ -95,6 +97,7 @@ def serve(arguments: argparse.Namespace, forwarded: Sequence[str]) -> int:
     # When the engine has stopped nothing more can come: a client that does not read its last bytes
     # would hold the process for ever, because vLLM leaves uvicorn's own limit unset.
     vllm_serve.run_server = partial(vllm_serve.run_server, timeout_graceful_shutdown=GRACE_SECONDS)
+    keep_ending_on_signal(entry)
     command = vllm_serve.ServeSubcommand()
     command.validate(args)
     try:

@@ -116,17 +116,12 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("loading") / "model")
 
 
-def loads(words: list[str]) -> bool:
-    """Whether the engine's worker has started, as one of these command lines."""
-    return any("VLLM::Worker" in line for line in words)
-
-
 @pytest.mark.engine
 @pytest.mark.parametrize(
-    ("number", "options", "code"),
+    ("number", "child", "options", "code"),
     [
-        (signal.SIGINT, (), 130),
-        (signal.SIGTERM, ("--gateway", "--port", "0"), 0),
+        (signal.SIGINT, "VLLM::Worker", (), 130),
+        (signal.SIGTERM, "VLLM::EngineCore", ("--gateway", "--port", "0"), 0),
     ],
     ids=["alone", "gateway"],
 )
@@ -134,8 +129,9 @@ def test_a_server_that_loads_ends_at_once(
     start: Callable[..., Family],
     embedded: Path,
     number: signal.Signals,
+    child: str,
     options: tuple[str, ...],
     code: int,
 ) -> None:
     family = start("-m", "ep_serve", "serve", str(embedded), "--max-model-len", "2048", *options)
-    assert signalled(family, number, loads) == code
+    assert signalled(family, number, lambda words: any(child in line for line in words)) == code

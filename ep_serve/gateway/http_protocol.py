@@ -35,8 +35,10 @@ SLICE = 64 * 2**10
 """Bytes that are parsed before the limits are looked at again."""
 LINGER_S = 2.0
 LINGER_BYTES = 64 * 2**20
-"""How long, and for how much, what a client still sends is read and dropped after an error: if the
-connection were closed at once, the client would find it reset, and the answer lost."""
+"""How long, and for how much, the rest of a body is read and dropped after an early response: if
+the connection were closed at once, the client would find it reset, and the response lost."""
+LINGER_ERROR_BYTES = 2**20
+"""The same after something that is no request."""
 WRITE_TIMEOUT_S = 60.0
 """How long a client may read nothing of what waits for it."""
 ALWAYS_ANSWERED = frozenset({b"/health", b"/ready"})
@@ -71,6 +73,7 @@ class HttpProtocol(HttpToolsProtocol):
         """What was received since, without bodies."""
         self._dropped_bytes = 0
         self._queued_bytes = 0
+        self._failed = False
         self._error: ApiError | None = None
 
     # -- the transport -----------------------------------------------------------------------
@@ -301,7 +304,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _fail(self, error: ApiError) -> None:
         """What arrives makes no sense any more. Requests before it are answered."""
         self.clients.refused(error.code or "")
-        self.discarding = True
+        self.discarding = self._failed = True
         running = self._answering
         if running is None:
             self._answer(error)
@@ -336,9 +339,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _drop(self, nbytes: int) -> None:
         self._dropped_bytes += nbytes
-        if self._answering is not None and self._dropped_bytes > SLICE:
-            self.flow.pause_reading()
-        elif self._dropped_bytes > LINGER_BYTES:
+        if self._answering is not None:
+            if self._dropped_bytes > SLICE:
+                self.flow.pause_reading()
+        elif self._dropped_bytes > (LINGER_ERROR_BYTES if self._failed else LINGER_BYTES):
             self._close()
 
     def _head_timed_out(self) -> None:

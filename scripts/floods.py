@@ -1,0 +1,388 @@
+"""The attacks of `flood_gateway.py`, and the engines and hosts that they use.
+
+An attack is a coroutine that gets a `Target` and goes on until it is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import random
+import resource
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import aiohttp
+import uvloop
+from aiohttp import web
+
+from tests.clips import make_image
+from tests.gateway.mock_upstream import MODEL, MockUpstream
+
+ENGINES = 2
+TARPIT_HOST = "127.0.0.2"
+MIB = 2**20
+BATCH = 64 * 2**10
+"""Bytes of a flood that are sent at once."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an attack goes."""
+
+    port: int
+    tarpit_port: int
+    key: str | None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.key}"} if self.key else {}
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def head(self, line: str, *more: str) -> bytes:
+        """A head of HTTP/1.1, without its empty line."""
+        auth = [f"{name}: {value}" for name, value in self.headers.items()]
+        return "\r\n".join([f"{line} HTTP/1.1", "Host: a", *auth, *more, ""]).encode()
+
+    def chat_head(self, *more: str) -> bytes:
+        return self.head("POST /v1/chat/completions", "Content-Type: application/json", *more)
+
+
+class Keys(Enum):
+    """Whether an attack makes sense without a key, with one, or both."""
+
+    WITHOUT = (False,)
+    WITH = (True,)
+    BOTH = (False, True)
+
+
+@dataclass(frozen=True)
+class Attack:
+    name: str
+    keys: Keys
+    run: Callable[[Target], Awaitable[None]]
+
+
+ATTACKS: dict[str, Attack] = {}
+
+
+def attack(
+    name: str, keys: Keys = Keys.BOTH
+) -> Callable[[Callable[[Target], Coroutine[Any, Any, None]]], None]:
+    def add(run: Callable[[Target], Coroutine[Any, Any, None]]) -> None:
+        ATTACKS[run.__name__] = Attack(name, keys, run)
+
+    return add
+
+
+def attack_forever(name: str, target: Target) -> None:
+    """The body of the attacker's process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
+    with suppress(KeyboardInterrupt):
+        uvloop.run(ATTACKS[name].run(target))  # type: ignore[arg-type]
+
+
+# -- connections ------------------------------------------------------------------------------
+
+
+async def many(
+    count: int, work: Callable[[], Coroutine[Any, Any, Any]], pause_s: float = 0.0
+) -> None:
+    """Do something again and again, so often at the same time."""
+
+    async def again() -> None:
+        await asyncio.sleep(random.uniform(0, pause_s))
+        while True:
+            with suppress(OSError, aiohttp.ClientError, asyncio.IncompleteReadError):
+                await work()
+            await asyncio.sleep(pause_s)
+
+    await asyncio.gather(*(again() for _ in range(count)))
+
+
+async def send(target: Target, *pieces: bytes, repeat: bytes = b"", read: bool = True) -> None:
+    """Send pieces on a new connection, then one of them until it is closed."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", target.port, limit=MIB)
+    if not read:
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    async def read_all() -> None:
+        while await reader.read(MIB):
+            pass
+
+    reading = asyncio.create_task(read_all())
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        while repeat and not (read and reading.done()):
+            writer.write(repeat)
+            await writer.drain()
+        await reading if read else await asyncio.sleep(3_600)
+    finally:
+        reading.cancel()
+        writer.close()
+
+
+async def trickle(target: Target, head: bytes, piece: bytes, pause_s: float) -> None:
+    """Send a head, and then as little as possible; give up when the server does."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
+    try:
+        writer.write(head)
+        while not reader.at_eof():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(reader.read(BATCH), pause_s)
+            writer.write(piece)
+            await writer.drain()
+    finally:
+        writer.close()
+
+
+def chat(content: Any, **fields: Any) -> bytes:
+    message = {"role": "user", "content": content}
+    return json.dumps({"model": MODEL, "messages": [message], **fields}).encode()
+
+
+async def post(target: Target, body: bytes, path: str = "/v1/chat/completions") -> None:
+    """One request on a connection of its own; its answer is read."""
+    headers = {"content-type": "application/json", "connection": "close", **target.headers}
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.post(target.url + path, data=body) as answer,
+    ):
+        await answer.read()
+
+
+# -- HTTP -------------------------------------------------------------------------------------
+
+
+@attack("Pipelined requests")
+async def pipelining(target: Target) -> None:
+    request = target.head("GET /v1/models" if target.key else "GET /health") + b"\r\n"
+    await many(8, lambda: send(target, repeat=request * (BATCH // len(request))))
+
+
+@attack("Pipelined requests, answers not read")
+async def unread_answers(target: Target) -> None:
+    request = target.head("GET /v1/models" if target.key else "GET /health") + b"\r\n"
+    await many(500, lambda: send(target, repeat=request * 8, read=False))
+
+
+@attack("Heads without end")
+async def endless_heads(target: Target) -> None:
+    await many(64, lambda: send(target, target.head("GET /health") + b"X: ", repeat=b"a" * BATCH))
+
+
+@attack("Heads without end while an answer runs", Keys.WITH)
+async def endless_heads_behind_answers(target: Target) -> None:
+    body = chat("slowly", stream=True)
+    first = target.chat_head(f"Content-Length: {len(body)}") + b"\r\n" + body
+    await many(64, lambda: send(target, first, b"GET /health HTTP/1.1\r\nX: ", repeat=b"a" * BATCH))
+
+
+@attack("Trailers without end")
+async def endless_trailers(target: Target) -> None:
+    start = target.chat_head("Transfer-Encoding: chunked") + b"\r\n2\r\n{}\r\n0\r\n"
+    await many(64, lambda: send(target, start, repeat=b"X: aaaaaaaaaa\r\n" * (BATCH // 16)))
+
+
+@attack("Chunk extensions without end")
+async def endless_extensions(target: Target) -> None:
+    start = target.chat_head("Transfer-Encoding: chunked") + b"\r\n2;"
+    await many(64, lambda: send(target, start, repeat=b"a" * BATCH))
+
+
+@attack("Silent connections", Keys.WITHOUT)
+async def silent(target: Target) -> None:
+    await many(5_000, lambda: send(target), pause_s=1)
+
+
+@attack("Heads of 32 kB that are never complete", Keys.WITHOUT)
+async def half_heads(target: Target) -> None:
+    head = target.head("GET /health", *(f"X-{n}: {'a' * 240}" for n in range(120)))
+    await many(5_000, lambda: trickle(target, head, b"", 5), pause_s=1)
+
+
+@attack("Connections that are kept alive", Keys.WITHOUT)
+async def kept_alive(target: Target) -> None:
+    await many(5_000, lambda: send(target, target.head("GET /health") + b"\r\n"), pause_s=1)
+
+
+@attack("New connections without a pause", Keys.WITHOUT)
+async def reconnecting(target: Target) -> None:
+    async def once() -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", target.port)
+        writer.write(b"\x16\x03\x01 nonsense\r\n\r\n")
+        writer.close()
+
+    await many(64, once)
+
+
+# -- bodies -----------------------------------------------------------------------------------
+
+
+@attack("Slow bodies")
+async def slow_bodies(target: Target) -> None:
+    head = target.chat_head(f"Content-Length: {40 * MIB}") + b"\r\n" + b" " * 100_000
+    await many(1_000, lambda: trickle(target, head, b" " * 20_000, 1))
+
+
+@attack("Large bodies at once")
+async def large_bodies(target: Target) -> None:
+    body = chat("a" * (40 * MIB))
+    await many(16, lambda: post(target, body))
+
+
+@attack("JSON of many values")
+async def json_values(target: Target) -> None:
+    body = b'{"model": "mock", "messages": [' + b"[]," * (15 * MIB) + b"[]]}"
+    await many(4, lambda: post(target, body))
+
+
+@attack("JSON that is nested deeply")
+async def json_depth(target: Target) -> None:
+    body = b'{"model": "mock", "messages": ' + b"[" * (20 * MIB) + b"]" * (20 * MIB) + b"}"
+    await many(4, lambda: post(target, body))
+
+
+@attack("JSON of many fields")
+async def json_fields(target: Target) -> None:
+    fields = b",".join(b'"%x": 0' % number for number in range(3_500_000))
+    await many(4, lambda: post(target, b"{" + fields + b"}"))
+
+
+@attack("Hang-ups at random moments")
+async def hang_ups(target: Target) -> None:
+    url = "data:image/png;base64," + base64.b64encode(make_image()).decode()
+    body = chat([{"type": "image_url", "image_url": {"url": url}}], stream=True)
+    whole = target.chat_head(f"Content-Length: {len(body)}") + b"\r\n" + body
+
+    async def once() -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", target.port)
+        writer.write(whole[: random.randrange(len(whole) + 1)])
+        await asyncio.sleep(random.uniform(0, 0.15))
+        writer.close()
+
+    await many(64, once)
+
+
+# -- media ------------------------------------------------------------------------------------
+
+
+@attack("URLs of a host that never answers", Keys.WITH)
+async def tarpit(target: Target) -> None:
+    url = f"http://{TARPIT_HOST}:{target.tarpit_port}/a.mp4"
+    await many(200, lambda: post(target, chat([{"type": "video_url", "video_url": {"url": url}}])))
+
+
+@attack("Uploads of junk")
+async def junk_uploads(target: Target) -> None:
+    async def once() -> None:
+        form = aiohttp.FormData()
+        form.add_field("file", random.randbytes(4 * MIB), filename="a.mp4")
+        form.add_field("purpose", "vision")
+        async with (
+            aiohttp.ClientSession(headers=target.headers) as session,
+            session.post(f"{target.url}/v1/files", data=form) as answer,
+        ):
+            await answer.read()
+
+    await many(32, once)
+
+
+@attack("Inlined junk")
+async def inlined_junk(target: Target) -> None:
+    url = "data:video/mp4;base64," + base64.b64encode(random.randbytes(8 * MIB)).decode()
+    body = chat([{"type": "video_url", "video_url": {"url": url}}])
+    await many(32, lambda: post(target, body))
+
+
+@attack("Downloads that are not read", Keys.WITH)
+async def unread_downloads(target: Target) -> None:
+    form = aiohttp.FormData()
+    form.add_field("file", make_image(2_000, 2_000), filename="a.png")
+    form.add_field("purpose", "vision")
+    async with (
+        aiohttp.ClientSession(headers=target.headers) as session,
+        session.post(f"{target.url}/v1/files", data=form) as answer,
+    ):
+        name = (await answer.json())["id"]
+    request = target.head(f"GET /v1/files/{name}/content") + b"\r\n"
+    await many(300, lambda: send(target, repeat=request * 8, read=False))
+
+
+# -- engines ----------------------------------------------------------------------------------
+
+
+@attack("Requests that an engine answers with 500", Keys.WITH)
+async def poison(target: Target) -> None:
+    await many(8, lambda: post(target, chat("poison")))
+
+
+@attack("Requests that break the connection to an engine", Keys.WITH)
+async def killer(target: Target) -> None:
+    await many(8, lambda: post(target, chat("killer")))
+
+
+@attack("More requests than the engines take", Keys.WITH)
+async def queue(target: Target) -> None:
+    await many(1_500, lambda: post(target, chat("slowly")))
+
+
+@attack("Streams that are not read", Keys.WITH)
+async def unread_streams(target: Target) -> None:
+    body = chat("much", stream=True)
+    head = target.chat_head(f"Content-Length: {len(body)}")
+    await many(200, lambda: send(target, head + b"\r\n" + body, read=False))
+
+
+class Engine(MockUpstream):
+    """An engine that does what a prompt says."""
+
+    async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        content = body["messages"][-1]["content"]
+        if content == "poison":
+            return web.json_response({"error": {"message": "poison"}}, status=500)
+        if content == "killer":
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        if content == "slowly":
+            await asyncio.sleep(2)
+        if content == "much":
+            response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+            await response.prepare(request)
+            while True:
+                await response.write(b'data: {"choices": []}\n\n' * 1_000)
+        self.requests.clear()
+        self.headers.clear()
+        return await super()._answer(request, body)
+
+
+def serve_world(ports: Any) -> None:
+    """The body of the engines' process; it sends their ports, and that of the tarpit."""
+    with suppress(KeyboardInterrupt):
+        uvloop.run(_serve_world(ports))
+
+
+async def _serve_world(ports: Any) -> None:
+    engines = [Engine() for _ in range(ENGINES)]
+    for engine in engines:
+        await engine.start()
+
+    async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    tarpit = await asyncio.start_server(never, TARPIT_HOST, 0, backlog=1_024)
+    ports.send(([engine.port for engine in engines], tarpit.sockets[0].getsockname()[1]))
+    await asyncio.Event().wait()

@@ -115,7 +115,10 @@ SERVING = {
         Panel(
             "Failed attempts",
             "ops",
-            {"{{reason}}": per_second(f"{GATEWAY}upstream_failures_total", "reason")},
+            {
+                "{{reason}}": per_second(f"{GATEWAY}upstream_failures_total", "reason"),
+                "quarantined": per_second(f"{GATEWAY}quarantined_total"),
+            },
         ),
         Panel(
             "Repeated media at the same engine",

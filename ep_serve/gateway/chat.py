@@ -84,6 +84,7 @@ class _ChatAnswer(Response):
         chat = ChatRequest(body, key, parts.settings.request)
         async with parts.media.lent(chat.parts, key) as lent:
             chat.parts.clear()  # and with them the media that came inside the body
+            content = chat.content(lent.names)
             forward = parts.settings.forward_priority
             encoded = chat.encoded(
                 priority=-key.priority if forward else None,
@@ -91,6 +92,7 @@ class _ChatAnswer(Response):
             )
             job = Job(
                 body=encoded,
+                content=content,
                 stream=chat.stream,
                 hide_usage=chat.hide_usage,
                 demand=Demand(chat.model, lent.affinity, 1.0 + lent.work, key.priority),

@@ -6,6 +6,7 @@ tenants' caches, transfers between engines, the scheduler) do not.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,17 @@ class ChatRequest:
         messages = _messages(body, settings.max_messages)
         self.parts: list[MediaPart] = list(media_parts(messages, settings.max_parts))
         _refuse_media_tokens(body, messages)
+
+    def content(self, names: dict[str, str]) -> bytes:
+        """A digest of what is asked, the same whoever asks it.
+
+        Args:
+            names: the digests of the media, by the URLs and ids that stand for them in the body.
+        """
+        text = pydantic_core.to_json(self._body)
+        for name, digest in names.items():
+            text = text.replace(name.encode(), digest.encode())
+        return hashlib.blake2b(text, digest_size=16).digest()
 
     def encoded(self, priority: int | None, cache_salt: str | None) -> bytes:
         """The body for the engine.

@@ -40,7 +40,8 @@ class BrokenAnswerError(Exception):
 class Connection(asyncio.Protocol):
     """One connection. `ask`, then `head`, then `read` or `deliver`."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner: Connections) -> None:
+        self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._closed = self._aborted = self._paused = False
@@ -209,6 +210,8 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         if not self._complete:
+            if self.status == 200:
+                self._owner.heard_at = self._loop.time()
             self._pieces.append(body)
             self._waiting_bytes += len(body)
 
@@ -219,12 +222,17 @@ class Connection(asyncio.Protocol):
 
 
 class Connections:
-    """The connections to one address, kept for the next request."""
+    """The connections to one address, kept for the next request.
+
+    `heard_at` is when a piece of an answer came last, in the time of the event loop. Refusals do
+    not count, nor do heads: servers send both without the engine behind them.
+    """
 
     def __init__(self, url: URL, server_hostname: str | None, connect_timeout_s: float) -> None:
         self._host = url.host or ""
         self._port = url.port or 0
         self._timeout_s = connect_timeout_s
+        self.heard_at = float("-inf")
         self._tls: dict[str, Any] = {}
         if server_hostname is not None:
             self._tls = {"ssl": ssl.create_default_context(), "server_hostname": server_hostname}
@@ -245,7 +253,7 @@ class Connections:
         try:
             async with asyncio.timeout(self._timeout_s):
                 _, made = await loop.create_connection(
-                    Connection, self._host, self._port, **self._tls
+                    lambda: Connection(self), self._host, self._port, **self._tls
                 )
         except TimeoutError:
             raise ConnectionError("the engine does not accept connections") from None

@@ -40,7 +40,7 @@ class Gateway:
         self.bodies = Bodies(settings.request)
         self.upstreams = Upstreams(settings, self.metrics)
         self.router = Router(self.upstreams, settings, self.metrics, self.tracing)
-        self.relay = Relay(self.router, settings.routing, self.metrics)
+        self.relay = Relay(self.router, self.upstreams, settings.routing, self.metrics)
         self.media = MediaService(settings, self.limits, self.metrics, self.tracing)
         self.draining = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -57,7 +57,7 @@ class Gateway:
         self._tasks = [
             asyncio.create_task(_every(seconds, work))
             for seconds, work in (
-                (routing.health_interval_s, self._check),
+                (routing.health_interval_s, self.upstreams.check),
                 (routing.dns_interval_s, self.upstreams.resolve),
                 (KEYS_INTERVAL_S, self._reload_keys),
                 (SWEEP_INTERVAL_S, self._sweep),
@@ -71,10 +71,6 @@ class Gateway:
         await self.upstreams.close()
         await self.media.close()
         await self.tracing.close()
-
-    async def _check(self) -> None:
-        await self.upstreams.check()
-        self.router.wake()
 
     async def _reload_keys(self) -> None:
         self.keys.reload_if_changed()

@@ -62,6 +62,9 @@ class Metrics:
         self.upstream_failures = Counter(
             "upstream_failures", "Attempts that an engine failed.", ["reason"], **own
         )
+        self.quarantined = Counter(
+            "quarantined", "Requests that were in flight when two engines failed.", **own
+        )
         self.affinity = Counter(
             "affinity",
             "Requests with media, by whether their engine was the same.",

@@ -1,7 +1,9 @@
 """Sending a request to an engine and its answer to the client.
 
-As long as the client has seen nothing, another engine may be tried. From the first byte on the
-answer is either complete or ends with an error event.
+As long as the client has seen nothing, another engine may be tried, never the same one again: up to
+`routing.retries` while engines did not take the request, and a single one after an engine took it
+and failed, because the request itself may be the cause. From the first byte on the answer is either
+complete or ends with an error event.
 """
 
 from __future__ import annotations
@@ -16,10 +18,20 @@ from typing import TYPE_CHECKING, Any
 import pydantic_core
 from starlette.responses import Response
 
+from ep_serve.gateway.circuit import Outcome
 from ep_serve.gateway.connections import BrokenAnswerError, Connection
 from ep_serve.gateway.errors import ApiError
+from ep_serve.gateway.quarantine import Quarantine
 from ep_serve.gateway.sse import DATA, Events, EventTooLargeError, error_event
-from ep_serve.gateway.streaming import BodyWriter, EngineError, SlowClientError, Stream, without
+from ep_serve.gateway.streaming import (
+    BodyWriter,
+    EngineError,
+    SlowClientError,
+    StalledError,
+    Stream,
+    without,
+)
+from ep_serve.gateway.upstreams import BUSY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,7 +42,7 @@ if TYPE_CHECKING:
     from ep_serve.gateway.metrics import Metrics
     from ep_serve.gateway.routing import Demand, Router
     from ep_serve.gateway.settings import RoutingSettings
-    from ep_serve.gateway.upstreams import Upstream
+    from ep_serve.gateway.upstreams import Upstream, Upstreams
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +53,17 @@ _STREAM_HEADERS = [
     (b"x-accel-buffering", b"no"),
 ]
 _PASSED_ON = frozenset({400, 404, 413, 422})
-_BROKEN = (BrokenAnswerError, EngineError, EventTooLargeError)
+_BROKEN = frozenset({"broken", "broken_mid_stream"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
     """One request, ready to be sent."""
 
     body: bytes
+    """Dropped when it is not needed for another engine any more."""
+    content: bytes
+    """A digest of what is asked, the same for everybody who asks it."""
     stream: bool
     demand: Demand
     context: Context
@@ -61,14 +76,18 @@ class Job:
 class _FailedError(Exception):
     """An engine failed before its first byte; `error` is what the client is told if no other works.
 
-    `blame` is whether the engine is at fault.
+    `reason` is a label of the metric `upstream_failures`.
     """
 
-    def __init__(self, error: ApiError, reason: str, *, blame: bool = True) -> None:
+    def __init__(self, error: ApiError, reason: str) -> None:
         super().__init__(reason)
         self.error = error
         self.reason = reason
-        self.blame = blame
+
+    @property
+    def taken(self) -> bool:
+        """Whether the engine had the request."""
+        return self.reason not in ("busy", "unreachable")
 
 
 @dataclass(slots=True)
@@ -85,10 +104,14 @@ class _Answer:
 class Relay:
     """Answers requests with the help of the engines."""
 
-    def __init__(self, router: Router, settings: RoutingSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, router: Router, upstreams: Upstreams, settings: RoutingSettings, metrics: Metrics
+    ) -> None:
         self._router = router
+        self._upstreams = upstreams
         self._settings = settings
         self._metrics = metrics
+        self._quarantine = Quarantine(settings.quarantine_s, metrics)
 
     async def answer(self, job: Job, scope: Scope, send: Send) -> None:
         """Send the answer to a job.
@@ -96,31 +119,81 @@ class Relay:
         Raises:
             ApiError: nothing was sent, and this is what the client is to be told.
         """
+        with self._quarantine.admitted(job.content) as on_trial:
+            streamed, rest = await self._asked_in_turn(job, scope, send, on_trial)
+        # The engine is free again, however slowly the client reads.
+        if rest is None:
+            return
+        if streamed:
+            await _send(send, rest, last=True)
+        else:
+            await Response(rest, media_type="application/json")(scope, _no_receive, send)
+
+    async def _asked_in_turn(
+        self, job: Job, scope: Scope, send: Send, on_trial: bool
+    ) -> tuple[bool, bytes | None]:
+        """Ask one engine after the other.
+
+        Returns:
+            whether the answer was streamed, and what is left to send of it: its end, or all.
+        """
         avoid: frozenset[str] = frozenset()
-        for attempt in range(self._settings.retries + 1):
+        takers = 1 if on_trial else 2
+        while True:
             upstream = await self._router.take(job.demand, avoid)
-            failed: bool | None = None
+            outcome: Outcome | None = None
             try:
-                span = job.context.tracing.span("upstream", upstream=upstream.name, attempt=attempt)
-                async with span, self._asked(upstream, job) as answer:
-                    failed = answer.status >= 500
-                    failed = await self._deliver(answer, job, scope, send) or failed
-                    return
-            except _FailedError as failure:
-                failed = True if failure.blame else None
-                avoid |= {upstream.name}
-                self._metrics.upstream_failures.labels(failure.reason).inc()
-                logger.warning(
-                    "attempt failed: %s",
-                    failure.reason,
-                    extra={"upstream": upstream.name, "attempt": attempt},
+                span = job.context.tracing.span(
+                    "upstream", upstream=upstream.name, attempt=len(avoid)
                 )
-                error = failure.error
-                if failure.reason == "timeout" and not self._router.has_other(job.demand, avoid):
-                    raise error from None
+                async with span, self._asked(upstream, job) as answer:
+                    rest: bytes | None
+                    if answer.events is None:
+                        rest, reason = self._complete(answer, job), ""
+                    else:
+                        job.body = b""  # no other engine is tried any more
+                        rest, reason = await self._stream(answer, answer.events, job, scope, send)
+                outcome = await self._outcome(upstream, job, reason)
+                return answer.events is not None, rest
+            except _FailedError as failure:
+                outcome = await self._outcome(upstream, job, failure.reason, len(avoid))
+                avoid |= {upstream.name}
+                takers -= failure.taken
+                others = self._router.has_other(job.demand, avoid)
+                if not others or not takers or len(avoid) > self._settings.retries:
+                    raise failure.error from None
+                self._quarantine.check(job.content)  # copies of it may have broken others
             finally:
-                self._router.release(upstream, job.demand, failed)
-        raise error
+                self._router.release(upstream, job.demand, outcome)
+
+    async def _outcome(
+        self, upstream: Upstream, job: Job, reason: str, attempt: int = 0
+    ) -> Outcome | None:
+        """What a request says about its engine; `reason` is why it failed, or empty."""
+        if not reason:
+            self._quarantine.answered(job.content)
+            return Outcome.ANSWERED
+        if reason == "slow_client":
+            return None
+        self._metrics.upstream_failures.labels(reason).inc()
+        logger.warning(
+            "attempt failed: %s", reason, extra={"upstream": upstream.name, "attempt": attempt}
+        )
+        if reason == "busy":
+            return None
+        dead = self._upstreams.inquire(upstream)
+        if reason == "unreachable":
+            return Outcome.SILENT
+        # vLLM answers all requests with an error when its core has died, and then exits.
+        broke = reason in _BROKEN or await dead
+        if broke and not upstream.retired:  # those are stopped on purpose
+            self._quarantine.broke(job.content, upstream.broke())
+        if reason == "timeout":
+            return Outcome.SILENT if upstream.silent_for(self._patience(job)) else None
+        if reason == "stalled_mid_stream":
+            silent = upstream.silent_for(self._settings.idle_timeout_s)
+            return Outcome.SILENT if silent else None
+        return Outcome.FAILED
 
     @asynccontextmanager
     async def _asked(self, upstream: Upstream, job: Job) -> AsyncIterator[_Answer]:
@@ -135,10 +208,12 @@ class Relay:
             except TimeoutError:
                 error = ApiError(504, "The engine did not answer in time.", code="upstream_timeout")
                 raise _FailedError(error, "timeout") from None
-            except (OSError, *_BROKEN):
+            except (OSError, BrokenAnswerError):
                 reason = "unreachable" if connection is None else "broken"
                 error = ApiError(502, "The engine could not be reached.", code="upstream_error")
                 raise _FailedError(error, reason) from None
+            except (EngineError, EventTooLargeError):
+                raise _failed("no_events") from None
             yield answer
         finally:
             if connection is not None:
@@ -152,12 +227,11 @@ class Relay:
     async def _first(self, connection: Connection, job: Job) -> _Answer:
         await connection.head()
         status = connection.status
-        if status == 429 or status == 503:
+        if status in BUSY:
             error = ApiError(429, "The engines are busy.", code="overloaded", retry_after=2)
-            raise _FailedError(error, "busy", blame=False)
+            raise _FailedError(error, "busy")
         if status != 200 and status not in _PASSED_ON:
-            error = ApiError(502, "The engine failed.", code="upstream_error")
-            raise _FailedError(error, f"status_{status // 100}xx")
+            raise _failed(f"status_{status // 100}xx")
         kind = connection.headers.get(b"content-type", b"")
         if status == 200 and kind.lower().startswith(b"text/event-stream"):
             return await self._first_events(connection, Events(hide_usage=job.hide_usage))
@@ -165,7 +239,7 @@ class Relay:
         while chunk := await connection.read():
             body += chunk
             if len(body) > MAX_ANSWER:
-                raise BrokenAnswerError("an answer without end")
+                raise _failed("too_large")
         return _Answer(status, bytes(body), None, connection)
 
     async def _first_events(self, connection: Connection, events: Events) -> _Answer:
@@ -177,37 +251,37 @@ class Relay:
                 if end == 0 and (code := _refusal_code(first)):
                     return _Answer(code, _first_data(first), None, connection)
                 break
-        raise BrokenAnswerError("a stream without events")
+        raise EngineError
 
-    async def _deliver(self, answer: _Answer, job: Job, scope: Scope, send: Send) -> bool:
-        """Send an answer; True if the engine failed on the way."""
-        if answer.events is not None:
-            return await self._stream(answer, answer.events, job, scope, send)
+    def _complete(self, answer: _Answer, job: Job) -> bytes:
+        """The body of an answer that is not streamed."""
         if answer.status != 200:
             raise _client_error(answer, job)
         body = _parsed(answer.first)
         if body is None:
-            error = ApiError(502, "The engine failed.", code="upstream_error")
-            raise _FailedError(error, "not_json")
+            raise _failed("not_json")
         self._count(body.get("usage"), job)
-        response = Response(answer.first, media_type="application/json")
-        await response(scope, _no_receive, send)
-        return False
+        return answer.first
 
     async def _stream(
         self, answer: _Answer, events: Events, job: Job, scope: Scope, send: Send
-    ) -> bool:
+    ) -> tuple[bytes | None, str]:
+        """Send a stream without its end; the end, and why it failed if it did."""
         self._metrics.first_token.observe(time.perf_counter() - job.context.started)
         start = {"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS}
         await send(start)
         writer: BodyWriter = scope["extensions"][BodyWriter.EXTENSION]
         writer.write(without(job.secrets, answer.first))
         stream = Stream(events, answer.connection, writer, job.secrets)
-        error: ApiError | None = None
+        reason = ""
         try:
             await stream.run(self._settings.idle_timeout_s)
-        except _BROKEN:
-            error = _broken_off()
+        except BrokenAnswerError:
+            reason = "broken_mid_stream"
+        except StalledError:
+            reason = "stalled_mid_stream"
+        except (EngineError, EventTooLargeError):
+            reason = "failed_mid_stream"
         except asyncio.CancelledError:
             # The deadline, or the end of this process; to a client that is gone it does nothing.
             late = ApiError(504, "The request ran out of time.", code="deadline_exceeded")
@@ -217,17 +291,12 @@ class Relay:
             raise
         except SlowClientError:
             logger.warning("a client did not read its answer")
-            return False
-        if not events.done:
-            error = error or _broken_off()
+            return None, "slow_client"
+        if not reason and not events.done:
+            reason = "failed_mid_stream"
         if events.last_usage is not None and (chunk := _parsed(events.last_usage)):
             self._count(chunk.get("usage"), job)
-        if error is not None:
-            self._metrics.upstream_failures.labels("mid_stream").inc()
-            logger.warning("an engine broke off in the middle of an answer")
-        end = stream.rest + error_event(error) if error else stream.rest
-        await _send(send, end, last=True)
-        return error is not None
+        return stream.rest + (error_event(_broken_off()) if reason else b""), reason
 
     def _count(self, usage: Any, job: Job) -> None:
         if isinstance(usage, dict):
@@ -273,6 +342,10 @@ def _parsed(data: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return body if isinstance(body, dict) else None
+
+
+def _failed(reason: str) -> _FailedError:
+    return _FailedError(ApiError(502, "The engine failed.", code="upstream_error"), reason)
 
 
 def _broken_off() -> ApiError:

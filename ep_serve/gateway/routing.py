@@ -23,6 +23,7 @@ from ep_serve.gateway.errors import ApiError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ep_serve.gateway.circuit import Outcome
     from ep_serve.gateway.metrics import Metrics
     from ep_serve.gateway.settings import GatewaySettings
     from ep_serve.gateway.tracing import Tracing
@@ -72,19 +73,21 @@ class Router:
         self._tracing = tracing
         self._waiting: list[_Waiter] = []
         self._numbers = itertools.count()
+        upstreams.changed = self.wake
 
     async def take(self, demand: Demand, avoid: frozenset[str] = frozenset()) -> Upstream:
         """An engine for a request, as soon as one has room.
 
         Args:
             demand: what the request asks for.
-            avoid: names of engines that failed it; taken only if there are no others.
+            avoid: names of engines that failed it and are not taken.
 
         Raises:
             ApiError: 404 for an unknown model, 503 if no engine works, 429 if none has room.
         """
         self._check_possible(demand)
-        if not self._waiting and (upstream := self._pick(demand, avoid)):
+        # What is there now, nobody who waits could take: `wake` follows every change.
+        if upstream := self._pick(demand, avoid):
             return self._begin(upstream, demand)
         if len(self._waiting) >= self._queue.max_waiting:
             raise self._busy()
@@ -93,14 +96,11 @@ class Router:
 
     def has_other(self, demand: Demand, avoid: frozenset[str]) -> bool:
         """Whether an engine that did not fail yet could be tried."""
-        return any(
-            upstream.available and upstream.serves(demand.model) and upstream.name not in avoid
-            for upstream in self._upstreams.all
-        )
+        return bool(self._able(demand, avoid))
 
-    def release(self, upstream: Upstream, demand: Demand, failed: bool | None) -> None:
-        """Give an engine back; `failed` is None if its part says nothing about it."""
-        upstream.end(demand.work, failed)
+    def release(self, upstream: Upstream, demand: Demand, outcome: Outcome | None) -> None:
+        """Give an engine back; `outcome` is None if it says nothing about the engine."""
+        upstream.end(demand.work, outcome)
         self._metrics.in_flight.dec()
         self.wake()
 
@@ -145,6 +145,7 @@ class Router:
         except TimeoutError:
             if place.done() and not place.cancelled():
                 return place.result()
+            self._check_possible(demand)
             raise self._busy() from None
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
@@ -171,18 +172,20 @@ class Router:
         return upstream
 
     def _pick(self, demand: Demand, avoid: frozenset[str]) -> Upstream | None:
-        able = [
-            upstream
-            for upstream in self._upstreams.all
-            if upstream.available and upstream.serves(demand.model)
-        ]
-        able = [upstream for upstream in able if upstream.name not in avoid] or able
+        able = self._able(demand, avoid)
         free = [upstream for upstream in able if not upstream.full]
         if not free:
             return None
         if not demand.affinity:
             return min(free, key=lambda upstream: (upstream.work, upstream.active))
         return self._near(demand, able)
+
+    def _able(self, demand: Demand, avoid: frozenset[str]) -> list[Upstream]:
+        return [
+            upstream
+            for upstream in self._upstreams.all
+            if upstream.available and upstream.serves(demand.model) and upstream.name not in avoid
+        ]
 
     def _near(self, demand: Demand, able: list[Upstream]) -> Upstream:
         """The engine that knows the media, or the next one in their order that has room."""

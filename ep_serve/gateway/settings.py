@@ -195,7 +195,8 @@ class RoutingSettings(_Section):
     concurrency: Count = 256
     """Requests that one engine works on; more wait in the queue."""
     retries: Annotated[int, Field(ge=0, le=10)] = 2
-    """Other engines to try, before the first byte of an answer was sent."""
+    """Other engines to try, before the first byte of an answer was sent; a single one when an
+    engine took the request and failed."""
     connect_timeout_s: Seconds = 2
     first_byte_timeout_s: Seconds = 120
     """Until a streamed answer begins."""
@@ -207,8 +208,12 @@ class RoutingSettings(_Section):
     health_timeout_s: Seconds = 2
     dns_interval_s: Seconds = 5
     breaker_failures: Count = 3
-    """Failures in a row after which an engine is left alone."""
+    """Time-outs or refused connections in a row after which an engine is left alone until it
+    answers a request of the gateway's own; failed requests in a row after which it is sent one."""
     breaker_reset_s: Seconds = 5
+    """Between two such requests."""
+    quarantine_s: Seconds = 300
+    """How long a request is refused that was in flight when two engines failed."""
 
 
 class QueueSettings(_Section):

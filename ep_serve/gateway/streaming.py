@@ -47,6 +47,10 @@ class EngineError(Exception):
     """An engine reports an error in the middle of its stream."""
 
 
+class StalledError(Exception):
+    """An engine pauses in the middle of its stream for too long."""
+
+
 class SlowClientError(Exception):
     """A client has not read for as long as an engine may pause."""
 
@@ -71,7 +75,8 @@ class Stream:
         """Until the end of the stream.
 
         Raises:
-            BrokenAnswerError: the engine broke off, or paused for too long.
+            BrokenAnswerError: the engine broke off.
+            StalledError: it paused for too long.
             EngineError: it said so itself.
             EventTooLargeError: an event without end.
             SlowClientError: the client is at fault, not the engine.
@@ -82,6 +87,8 @@ class Stream:
         except BrokenAnswerError:
             if self._draining is not None:
                 raise SlowClientError from None
+            if self._patience.over:
+                raise StalledError from None
             raise
         finally:
             self._patience.end()
@@ -119,6 +126,7 @@ class _Patience:
     """Ends a stream that pauses too long. One timer for all its chunks, not one for each."""
 
     def __init__(self, seconds: float, end: Callable[[], Any]) -> None:
+        self.over = False
         self._seconds = seconds
         self._end = end
         self._loop = asyncio.get_running_loop()
@@ -134,6 +142,7 @@ class _Patience:
     def _check(self) -> None:
         left = self._last + self._seconds - self._loop.time()
         if left <= 0:
+            self.over = True
             self._end()
         else:
             self._timer = self._loop.call_later(left, self._check)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import itertools
 import logging
 import socket
 import time
@@ -13,11 +14,15 @@ import aiohttp
 import pydantic_core
 from yarl import URL
 
+from ep_serve.gateway.circuit import Circuit
 from ep_serve.gateway.connections import KEEPALIVE_S, Connections, request_head
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pydantic import SecretStr
 
+    from ep_serve.gateway.circuit import Outcome
     from ep_serve.gateway.context import Context
     from ep_serve.gateway.metrics import Metrics
     from ep_serve.gateway.settings import GatewaySettings, RoutingSettings
@@ -26,7 +31,14 @@ logger = logging.getLogger(__name__)
 
 UNHEALTHY_AFTER = 2
 """Failed health checks in a row."""
-MODELS_BYTES = 2**20
+BUSY = frozenset({429, 503})
+"""Statuses of an engine that takes no more requests for now."""
+MAX_BODY = 2**20
+"""Bytes of a list of models, or of the answer to a trial request."""
+SAME_BREAK_S = 2.0
+"""Requests that an engine drops within this time of each other were ended by one break."""
+
+_breaks = itertools.count()
 
 
 class Upstream:
@@ -54,20 +66,16 @@ class Upstream:
         if key is not None:
             self._headers["authorization"] = f"Bearer {key.get_secret_value()}"
         self._settings = settings
+        self.circuit = Circuit(settings)
         self._healthy = False
         self._failed_checks = 0
-        self._failures = 0
-        self._open_until = 0.0
-        self._trial = False
+        self._break = 0
+        self._broke_at = float("-inf")
 
     @property
     def available(self) -> bool:
-        """Whether it may get a request: healthy, and its circuit is closed or due for a trial."""
-        if not self._healthy or self.retired:
-            return False
-        if self._failures < self._settings.breaker_failures:
-            return True
-        return time.monotonic() >= self._open_until and not self._trial
+        """Whether it may get a request: healthy, and its circuit is closed."""
+        return self.healthy and not self.circuit.open
 
     @property
     def healthy(self) -> bool:
@@ -88,33 +96,45 @@ class Upstream:
     def begin(self, work: float) -> None:
         self.active += 1
         self.work += work
-        if self._failures >= self._settings.breaker_failures:
-            self._trial = True
 
-    def end(self, work: float, failed: bool | None) -> None:
-        """Finish a request; `failed` is None if it says nothing about the engine."""
+    def end(self, work: float, outcome: Outcome | None) -> None:
+        """Finish a request; `outcome` is None if it says nothing about the engine."""
         self.active -= 1
         self.work = self.work - work if self.active else 0.0
-        if failed is not None:
-            self._trial = False
-            self._failures = self._failures + 1 if failed else 0
-            if self._failures >= self._settings.breaker_failures:
-                self._open_until = time.monotonic() + self._settings.breaker_reset_s
-        elif not self.active:
-            self._trial = False
+        if outcome is not None:
+            self.circuit.count(outcome)
+
+    def silent_for(self, seconds: float) -> bool:
+        """Whether nobody received a piece of an answer from it for that long."""
+        return asyncio.get_running_loop().time() - self.connections.heard_at >= seconds
+
+    def broke(self) -> int:
+        """Note that it dropped a request; the number is the same for all that one break ended."""
+        now = time.monotonic()
+        if now - self._broke_at > SAME_BREAK_S:
+            self._break = next(_breaks)
+        self._broke_at = now
+        return self._break
 
     def checked(self, healthy: bool) -> None:
         """Note a health check."""
         self._failed_checks = 0 if healthy else self._failed_checks + 1
-        if healthy and not self._healthy:
-            self._failures = 0
-            self._trial = False
+        if healthy and not self._healthy:  # perhaps another process than before
+            self.circuit.hurry()
+            self._broke_at = float("-inf")
         if healthy or self._failed_checks >= UNHEALTHY_AFTER:
             self._healthy = healthy
 
+    def found_dead(self) -> None:
+        """Note that it says itself, after a request failed, that it cannot work."""
+        self._healthy = False
+
 
 class Upstreams:
-    """All engines, found by name and watched."""
+    """All engines, found by name and watched.
+
+    `changed` is called when an engine that could not get requests can get them again.
+    """
 
     def __init__(self, settings: GatewaySettings, metrics: Metrics) -> None:
         self._settings = settings.routing
@@ -123,6 +143,9 @@ class Upstreams:
         self._known: dict[tuple[URL, str], Upstream] = {}
         self._key = settings.upstream_api_key
         self._session: aiohttp.ClientSession | None = None
+        self._trials: dict[Upstream, asyncio.Task[None]] = {}
+        self._inquiries: dict[Upstream, asyncio.Task[bool]] = {}
+        self.changed: Callable[[], None] = lambda: None
 
     @property
     def all(self) -> list[Upstream]:
@@ -153,6 +176,10 @@ class Upstreams:
         await self.check()
 
     async def close(self) -> None:
+        tasks = [*self._trials.values(), *self._inquiries.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for upstream in self.all:
             upstream.connections.close_idle(0)
         await self.session.close()
@@ -176,42 +203,114 @@ class Upstreams:
         self._known = found
 
     async def check(self) -> None:
-        """Ask every engine how it is and which models it serves."""
+        """Ask every engine how it is and which models it serves; try those in doubt."""
         await asyncio.gather(*(self._check(upstream) for upstream in self.all))
 
-    async def _check(self, upstream: Upstream) -> None:
-        before = upstream.healthy
-        upstream.connections.close_idle()
+    def inquire(self, upstream: Upstream) -> asyncio.Future[bool]:
+        """Ask an engine that failed a request whether it can work at all; true if it cannot.
+
+        Requests that fail together share the question. No answer is no evidence.
+        """
+        task = self._inquiries.get(upstream)
+        if task is None:
+            task = asyncio.create_task(self._inquire(upstream))
+            self._inquiries[upstream] = task
+            task.add_done_callback(lambda _: self._inquiries.pop(upstream, None))
+        return asyncio.shield(task)
+
+    async def _inquire(self, upstream: Upstream) -> bool:
         try:
             async with asyncio.timeout(self._settings.health_timeout_s):
-                async with self.session.get(
-                    upstream.url / "health", **request_options(upstream)
-                ) as answer:
-                    healthy = answer.status == 200
-                if healthy and not before:
+                dead = not await self._health(upstream)
+        except TimeoutError:
+            return False
+        except (aiohttp.ClientError, OSError):
+            dead = True
+        if dead:
+            upstream.found_dead()
+            self._note(upstream, "down")
+        return dead
+
+    async def _health(self, upstream: Upstream) -> bool:
+        url = upstream.url / "health"
+        async with self.session.get(url, **request_options(upstream)) as answer:
+            return answer.status == 200
+
+    async def _check(self, upstream: Upstream) -> None:
+        before, available = upstream.healthy, upstream.available
+        upstream.connections.close_idle()
+        reason = "its /health fails"
+        try:
+            async with asyncio.timeout(self._settings.health_timeout_s):
+                healthy = await self._health(upstream)
+            if healthy:
+                reason = "its /v1/models fails"
+                async with asyncio.timeout(self._settings.health_timeout_s):
                     upstream.models = await self._models(upstream)
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
-            healthy = False
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            healthy, reason = False, f"{reason}: {type(error).__name__}"
         upstream.checked(healthy)
-        self._metrics.upstream_up.labels(upstream.name).set(upstream.available)
-        self._metrics.upstream_work.labels(upstream.name).set(upstream.active)
         if before != upstream.healthy:
-            state = "up" if upstream.healthy else "down"
-            logger.warning("engine %s", state, extra={"upstream": upstream.name})
+            self._note(upstream, "up" if upstream.healthy else f"down, {reason}")
+        due = upstream.healthy and upstream.circuit.needs_trial
+        if due and upstream not in self._trials:
+            task = asyncio.create_task(self._try(upstream))
+            self._trials[upstream] = task
+            task.add_done_callback(lambda _: self._trials.pop(upstream, None))
+        self._show(upstream)
+        if upstream.available and not available:
+            self.changed()
 
     async def _models(self, upstream: Upstream) -> dict[str, dict[str, Any]] | None:
         """Its models by name; None if it does not tell."""
-        async with self.session.get(
-            upstream.url / "v1" / "models", **request_options(upstream)
-        ) as answer:
+        url = upstream.url / "v1" / "models"
+        async with self.session.get(url, **request_options(upstream)) as answer:
             if answer.status != 200:
                 return None
-            body = pydantic_core.from_json(await answer.content.read(MODELS_BYTES))
+            body = pydantic_core.from_json(await _body(answer))
         entries = body.get("data") if isinstance(body, dict) else None
         if not isinstance(entries, list):
             return None
         models = [entry for entry in entries if isinstance(entry, dict)]
         return {entry["id"]: entry for entry in models if isinstance(entry.get("id"), str)}
+
+    async def _try(self, upstream: Upstream) -> None:
+        """Find out with a small request whether an engine works."""
+        patience = self._settings.first_byte_timeout_s
+        request: dict[str, Any] = {
+            "messages": [{"role": "user", "content": "Hello"}],
+            "max_tokens": 1,
+        }
+        if upstream.models:
+            request["model"] = next(iter(upstream.models))
+        works: bool | None = False
+        url = upstream.url / "v1" / "chat" / "completions"
+        try:
+            async with asyncio.timeout(patience):
+                async with self.session.post(
+                    url, json=request, **request_options(upstream)
+                ) as answer:
+                    await _body(answer)
+                    # A refusal is an answer: the request may not suit a server that works.
+                    works = None if answer.status in BUSY else answer.status < 500
+        except TimeoutError:
+            works = False if upstream.silent_for(patience) else None
+        except (aiohttp.ClientError, OSError, ValueError):
+            pass
+        available = upstream.available
+        upstream.circuit.tried(works)
+        logger.warning("trial request", extra={"upstream": upstream.name, "works": works})
+        self._show(upstream)
+        if upstream.available and not available:
+            self.changed()
+
+    def _note(self, upstream: Upstream, state: str) -> None:
+        logger.warning("engine %s", state, extra={"upstream": upstream.name})
+
+    def _show(self, upstream: Upstream) -> None:
+        if not upstream.retired:
+            self._metrics.upstream_up.labels(upstream.name).set(upstream.available)
+            self._metrics.upstream_work.labels(upstream.name).set(upstream.active)
 
     def _forget(self, upstream: Upstream) -> None:
         for gauge in (self._metrics.upstream_up, self._metrics.upstream_work):
@@ -230,6 +329,20 @@ def request_options(upstream: Upstream) -> dict[str, Any]:
     if upstream.server_hostname:
         options["server_hostname"] = upstream.server_hostname
     return options
+
+
+async def _body(answer: aiohttp.ClientResponse) -> bytes:
+    """All of a small body.
+
+    Raises:
+        ValueError: it is larger than `MAX_BODY`.
+    """
+    body = bytearray()
+    async for chunk in answer.content.iter_any():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise ValueError(f"a body of more than {MAX_BODY} bytes")
+    return bytes(body)
 
 
 async def _addresses(base: URL) -> list[str] | None:

@@ -133,6 +133,7 @@ def test_the_alerts_cover_what_goes_wrong() -> None:
         "EpServePreemptions",
         "EpServeEngineDown",
         "EpServeNoEngine",
+        "EpServeRequestQuarantined",
         "EpServeStoreNearlyFull",
         "EpServeTowerCacheCollapse",
     }

@@ -31,9 +31,12 @@ Mode = Literal[
     "busy",
     "refuse",
     "echo_url",
+    "die",
+    "core_dies",
 ]
 
 MODEL = "mock"
+POISON = "poison"
 FINGERPRINT = "mock-1"
 
 
@@ -44,6 +47,12 @@ class MockUpstream:
     tokens: int = 5
     interval_s: float = 0.0
     mode: Mode = "ok"
+    poison: Mode = "ok"
+    """The mode of requests that contain the text `POISON`."""
+    health: int = 200
+    redirect: str = ""
+    """Where `/health` sends those who ask."""
+    models: tuple[str, ...] = (MODEL,)
     gate: asyncio.Event | None = None
     """Streams wait in their middle until it is set."""
     fetch_media: bool = False
@@ -78,15 +87,22 @@ class MockUpstream:
 
     async def stop(self) -> None:
         """End at once; connections are cut."""
+        await self._cut()
         if self._runner is not None:
-            server = self._runner.server
-            if server is not None:
-                for connection in list(server.connections):
-                    transport = connection.transport
-                    if transport is not None:
-                        transport.abort()
             await self._runner.cleanup()
             self._runner = None
+
+    async def _cut(self) -> None:
+        """Cut all connections and take no more, from inside a request too."""
+        if self._runner is None:
+            return
+        for site in list(self._runner.sites):
+            await site.stop()
+        server = self._runner.server
+        for connection in list(server.connections) if server is not None else ():
+            transport = connection.transport
+            if transport is not None:
+                transport.abort()
 
     async def __aenter__(self) -> MockUpstream:
         await self.start()
@@ -96,11 +112,14 @@ class MockUpstream:
         await self.stop()
 
     async def _health(self, _: web.Request) -> web.Response:
-        return web.Response()
+        if self.redirect:
+            return web.Response(status=307, headers={"location": self.redirect})
+        return web.Response(status=self.health)
 
     async def _models(self, _: web.Request) -> web.Response:
-        entry = {"id": MODEL, "object": "model", "created": 1, "owned_by": "x", "root": "/secret"}
-        return web.json_response({"object": "list", "data": [entry]})
+        entry = {"object": "model", "created": 1, "owned_by": "x", "root": "/secret"}
+        data = [{"id": name, **entry} for name in self.models]
+        return web.json_response({"object": "list", "data": data})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -116,17 +135,24 @@ class MockUpstream:
             self.running -= 1
 
     async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        if self.mode == "hang":
+        mode = self._mode_of(body)
+        if mode == "hang":
             await asyncio.sleep(3_600)
-        if self.mode == "error":
+        if mode == "die":
+            await self._cut()
+            return web.Response()
+        if mode == "core_dies":  # as vLLM does it: an error, then the server says so, then it ends
+            self.mode, self.health = "error", 503
+            mode = "error"
+        if mode == "error":
             return web.json_response({"error": {"message": "/secret/path 10.0.0.7"}}, status=500)
-        if self.mode == "busy":
+        if mode == "busy":
             return web.json_response({"error": {"message": "busy"}}, status=503)
-        if self.mode == "refuse":
+        if mode == "refuse":
             return _refusal("The prompt is too long.", "messages")
-        if self.mode == "echo_url":
+        if mode == "echo_url":
             return _refusal(f"cannot read {_urls(body)[0]}", "messages")
-        if self.mode == "die_before":
+        if mode == "die_before":
             return _die(request)
         if self.fetch_media:
             await self._fetch(body)
@@ -146,25 +172,30 @@ class MockUpstream:
             }
         )
 
+    def _mode_of(self, body: dict[str, Any]) -> Mode:
+        poisoned = self.poison != "ok" and POISON in json.dumps(body)
+        return self.poison if poisoned else self.mode
+
     async def _stream(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        if self.mode == "die_after_header":
+        if self._mode_of(body) == "die_after_header":
             return _die(request)
         asked = (body.get("stream_options") or {}).get("include_usage")
         for number in range(self.tokens):
             if number == self.tokens // 2:
                 if self.gate is not None:
                     await self.gate.wait()
-                if self.mode == "die_mid":
+                mode = self._mode_of(body)
+                if mode == "die_mid":
                     return _die(request)
-                if self.mode == "half_event":
+                if mode == "half_event":
                     await response.write(b'data: {"id": "chatcm')
                     return _die(request)
-                if self.mode == "error_event":
+                if mode == "error_event":
                     await response.write(b'data: {"error": {"message": "/secret/path"}}\n\n')
                     return response
-                if self.mode == "stall":
+                if mode == "stall":
                     await asyncio.sleep(3_600)
             await response.write(_event({"content": f"t{number} "}, self._end(number, asked)))
             if self.interval_s:

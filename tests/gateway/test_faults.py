@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.gateway.conftest import MakeWorld, World, gateway_process
-from tests.gateway.mock_upstream import MODEL, MockUpstream
+from tests.gateway.mock_upstream import MODEL, POISON, MockUpstream
 from tests.gateway.test_api import check_error
 
 pytestmark = pytest.mark.anyio
@@ -64,6 +64,98 @@ async def test_when_every_engine_fails_the_client_learns_no_more_than_that(
             check_error(answer, status)
             for secret in ("secret", "10.0.0.7", "127.0.0.1", str(w.engine.port)):
                 assert secret not in answer.text
+
+
+@pytest.mark.parametrize("mode", ["error", "die_before", "hang"])
+@pytest.mark.parametrize("engines", [1, 4])
+async def test_a_request_that_engines_took_and_failed_reaches_two_of_them_once(
+    world: MakeWorld, mode: Any, engines: int
+) -> None:
+    mocks = [MockUpstream(mode=mode) for _ in range(engines)]
+    async with world(mocks, routing={"answer_timeout_s": 0.3, "health_interval_s": 60}) as w:
+        assert (await w.ask()).status_code in (502, 504)
+        assert Counter(len(engine.requests) for engine in mocks)[1] == min(2, engines)
+        assert sum(len(engine.requests) for engine in mocks) == min(2, engines)
+
+
+async def test_engines_that_took_nothing_are_passed_over(world: MakeWorld) -> None:
+    mocks = [MockUpstream(mode="busy"), MockUpstream(mode="busy"), MockUpstream()]
+    async with world(mocks) as w:
+        assert [(await w.ask()).status_code for _ in range(6)] == [200] * 6
+
+
+@pytest.mark.parametrize("mode", ["error", "die_before", "error_event"])
+async def test_requests_that_fail_close_no_engine_to_others(world: MakeWorld, mode: Any) -> None:
+    mocks = [MockUpstream(poison=mode) for _ in range(2)]
+    async with world(mocks) as w:
+        for number in range(12):
+            failed = await w.ask(f"{POISON} {number}", stream=mode == "error_event")
+            assert failed.status_code == 502 or b'"error"' in failed.content
+            assert all(one.available for one in w.gateway.upstreams.all)
+            if number % 4 == 3:
+                assert (await w.client.get("/ready")).status_code == 200
+                assert (await w.ask()).status_code == 200
+
+
+async def test_an_engine_that_fails_every_request_is_left_alone_until_it_answers_one(
+    world: MakeWorld,
+) -> None:
+    async with world(2) as w:
+        bad = w.engines[0]
+        bad.mode = "error"
+        while w.gateway.upstreams.all[0].available:
+            assert (await w.ask()).status_code == 200
+        seen = len(bad.requests)
+        assert [(await w.ask()).status_code for _ in range(5)] == [200] * 5
+        assert all(body.get("max_tokens") == 1 for body in bad.requests[seen:])  # trials
+        bad.mode = "ok"
+        await until(lambda: w.gateway.upstreams.all[0].available)
+
+
+async def test_an_engine_that_hangs_is_not_ready_again_because_its_health_check_passes(
+    world: MakeWorld,
+) -> None:
+    async with world(routing={"answer_timeout_s": 0.3, "first_byte_timeout_s": 0.3}) as w:
+        w.engine.mode = "hang"
+        for _ in range(3):
+            check_error(await w.ask(), 504, "upstream_timeout")
+        began = len(w.engine.requests)
+        while len(w.engine.requests) < began + 3:  # trials that time out as well
+            check_error(await w.client.get("/ready"), 503, "not_ready")
+            await asyncio.sleep(0.1)
+        check_error(await w.ask(), 503, "no_upstream")
+        w.engine.mode = "ok"
+        await until(lambda: w.gateway.ready)
+        assert (await w.ask()).status_code == 200
+
+
+async def test_streams_that_stall_together_show_that_an_engine_hangs(world: MakeWorld) -> None:
+    async with world(routing={"idle_timeout_s": 0.3, "first_byte_timeout_s": 0.3}) as w:
+        w.engine.mode = "stall"
+        answers = await asyncio.gather(*(w.ask(stream=True) for _ in range(3)))
+        assert all(b"upstream_error" in answer.content for answer in answers)
+        assert not w.gateway.ready
+
+
+async def test_requests_that_take_too_long_do_not_stop_an_engine_that_answers_others(
+    world: MakeWorld,
+) -> None:
+    engine = MockUpstream(poison="hang", tokens=60, interval_s=0.05)
+    async with world([engine], routing={"answer_timeout_s": 1.0}) as w:
+        other = asyncio.create_task(events(w))
+        while not w.gateway.upstreams.all[0].connections.heard_at > 0:
+            await asyncio.sleep(0.01)
+        late = await asyncio.gather(*(w.ask(f"{POISON} {number}") for number in range(5)))
+        assert {answer.status_code for answer in late} == {504}
+        assert w.gateway.ready
+        status, found = await other
+        assert (status, len(found)) == (200, 61)
+
+
+async def until(true: Any) -> None:
+    async with asyncio.timeout(15):
+        while not true():
+            await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("mode", ["die_mid", "half_event", "error_event", "stall"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 from yarl import URL
 
+from ep_serve.gateway.circuit import Outcome
 from ep_serve.gateway.errors import ApiError
 from ep_serve.gateway.metrics import Metrics
 from ep_serve.gateway.routing import Demand, Router, rendezvous
@@ -15,7 +17,7 @@ from ep_serve.gateway.settings import GatewaySettings, QueueSettings, RoutingSet
 from ep_serve.gateway.tracing import Tracing
 from ep_serve.gateway.upstreams import Upstream, Upstreams
 from tests.gateway.conftest import MakeWorld
-from tests.gateway.mock_upstream import MockUpstream
+from tests.gateway.mock_upstream import MODEL, MockUpstream
 from tests.gateway.test_api import check_error
 
 pytestmark = pytest.mark.anyio
@@ -53,11 +55,11 @@ async def test_questions_about_one_medium_meet_one_engine() -> None:
     for number in range(20):
         demand = Demand("m", affinity=f"clip{number}")
         first = await router.take(demand)
-        router.release(first, demand, failed=False)
+        router.release(first, demand, Outcome.ANSWERED)
         for _ in range(3):
             again = await router.take(demand)
             assert again is first
-            router.release(again, demand, failed=False)
+            router.release(again, demand, Outcome.ANSWERED)
 
 
 async def test_a_popular_medium_does_not_overload_its_engine() -> None:
@@ -86,13 +88,13 @@ async def test_who_waits_longest_goes_first_unless_another_has_priority() -> Non
         demand = Demand("m", priority=priority)
         taken = await router.take(demand)
         order.append(name)
-        router.release(taken, demand, failed=False)
+        router.release(taken, demand, Outcome.ANSWERED)
 
     tasks = []
     for name, priority in (("a", 0), ("b", 0), ("c", 1)):
         tasks.append(asyncio.create_task(wait(name, priority)))
         await asyncio.sleep(0)
-    router.release(engine, first, failed=False)
+    router.release(engine, first, Outcome.ANSWERED)
     await asyncio.gather(*tasks)
     assert order == ["c", "a", "b"]
     assert engine.active == 0
@@ -119,7 +121,7 @@ async def test_who_gives_up_waiting_leaves_no_trace() -> None:
     engine = await router.take(first)
     waiting = asyncio.create_task(router.take(Demand("m")))
     await asyncio.sleep(0)
-    router.release(engine, first, failed=False)  # the place is given ...
+    router.release(engine, first, Outcome.ANSWERED)  # the place is given ...
     waiting.cancel()  # ... to somebody who leaves at the same moment
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -127,20 +129,72 @@ async def test_who_gives_up_waiting_leaves_no_trace() -> None:
     assert await router.take(first)
 
 
-async def test_an_engine_that_fails_is_left_alone_until_a_trial_succeeds() -> None:
+async def test_an_engine_that_cannot_be_reached_is_left_alone_until_a_trial_succeeds() -> None:
     routing = RoutingSettings(breaker_failures=2, breaker_reset_s=0.1)
     router, (engine,) = make_router(1, routing)
     for _ in range(2):
         await router.take(Demand("m"))
-        router.release(engine, Demand("m"), failed=True)
+        router.release(engine, Demand("m"), Outcome.SILENT)
     with pytest.raises(ApiError) as error:
         await router.take(Demand("m"))
     assert error.value.status == 503
+    engine.checked(True)
+    assert not engine.available  # which a health check does not change
+    assert engine.circuit.needs_trial
+    engine.circuit.tried(False)
+    assert not engine.circuit.needs_trial
     await asyncio.sleep(0.12)
-    await router.take(Demand("m"))
-    assert not engine.available  # one trial at a time
-    router.release(engine, Demand("m"), failed=False)
+    assert engine.circuit.needs_trial
+    engine.circuit.tried(None)
+    assert not engine.available
+    engine.circuit.tried(True)
     assert engine.available
+
+
+async def test_failures_in_a_row_cause_a_trial_and_nothing_else() -> None:
+    router, (engine,) = make_router(1, RoutingSettings(breaker_failures=2))
+    for outcome in (Outcome.FAILED, Outcome.ANSWERED, Outcome.FAILED, None, Outcome.FAILED):
+        assert not engine.circuit.needs_trial
+        await router.take(Demand("m"))
+        router.release(engine, Demand("m"), outcome)
+    assert engine.available
+    assert engine.circuit.needs_trial
+    engine.circuit.tried(False)
+    assert not engine.available
+
+
+async def test_who_waits_for_a_full_model_does_not_hold_up_others() -> None:
+    router, (full, idle) = make_router(2, RoutingSettings(concurrency=1))
+    full.models, idle.models = {"a": {}}, {"b": {}}
+    first = Demand("a")
+    await router.take(first)
+    waiting = asyncio.create_task(router.take(first))
+    await asyncio.sleep(0)
+    assert await asyncio.wait_for(router.take(Demand("b")), 0.5) is idle
+    router.release(full, first, Outcome.ANSWERED)
+    assert await waiting is full
+
+
+async def test_nor_does_one_who_waits_for_another_engine_than_one_that_failed() -> None:
+    router, (failed, other) = make_router(2, RoutingSettings(concurrency=1))
+    demand = Demand("m")
+    await router.take(demand, frozenset({failed.name}))
+    waiting = asyncio.create_task(router.take(demand, frozenset({failed.name})))
+    await asyncio.sleep(0)
+    assert await asyncio.wait_for(router.take(demand), 0.5) is failed
+    router.release(other, demand, Outcome.ANSWERED)
+    assert await waiting is other
+
+
+async def test_who_waited_for_engines_that_are_gone_learns_that_they_are() -> None:
+    router, (engine,) = make_router(1, RoutingSettings(concurrency=1), QueueSettings(timeout_s=0.1))
+    await router.take(Demand("m"))
+    waiting = asyncio.create_task(router.take(Demand("m")))
+    await asyncio.sleep(0)
+    engine.found_dead()
+    with pytest.raises(ApiError) as error:
+        await waiting
+    assert error.value.code == "no_upstream"
 
 
 async def test_an_engine_behind_a_name_is_found_again_when_its_address_changes(
@@ -179,3 +233,73 @@ async def test_requests_wait_for_an_engine_that_is_full(world: MakeWorld) -> Non
         assert len(refused) == 1
         check_error(refused[0], 429, "overloaded")
         assert int(refused[0].headers["retry-after"]) >= 1
+
+
+MODELS = b'{"object":"list","data":[{"id":"mock"}]}'
+
+
+async def answering_in_pieces(pieces: list[bytes], pause_s: float) -> asyncio.Server:
+    """A server with such a `/v1/models`, each piece in a segment of its own."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                sent = pieces if head.startswith(b"GET /v1/models") else [b""]
+                length = sum(map(len, sent))
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % length)
+                for piece in sent:
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(pause_s)
+        writer.close()
+
+    return await asyncio.start_server(handle, "127.0.0.1", 0)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "pause_s", "healthy"),
+    [
+        ([MODELS[:7], MODELS[7:]], 0.05, True),
+        ([MODELS, b" " * 2**20], 0.0, False),
+        ([MODELS[:-2]], 0.0, False),
+        ([b"[" * 2**19], 0.0, False),
+        ([bytes([byte]) for byte in MODELS], 0.1, False),
+    ],
+    ids=["two segments", "too large", "cut short", "too deep", "too slow"],
+)
+async def test_a_list_of_models_is_read_whole_and_inside_bounds(
+    pieces: list[bytes], pause_s: float, healthy: bool
+) -> None:
+    server = await answering_in_pieces(pieces, pause_s)
+    port = server.sockets[0].getsockname()[1]
+    options = {"upstreams": [f"http://127.0.0.1:{port}"], "routing": {"health_timeout_s": 1}}
+    upstreams = Upstreams(load(None, options), Metrics())
+    try:
+        await upstreams.open()
+        (upstream,) = upstreams.all
+        assert upstream.healthy == healthy
+        assert upstream.models == ({"mock": {"id": "mock"}} if healthy else None)
+    finally:
+        await upstreams.close()
+        server.close()
+
+
+async def test_an_engine_that_comes_back_with_other_models_is_noticed(world: MakeWorld) -> None:
+    async with world() as w:
+        assert (await w.ask(model=MODEL)).status_code == 200
+        w.engine.models = ("other",)
+        async with asyncio.timeout(10):
+            while (await w.ask(model=MODEL)).status_code != 404:
+                await asyncio.sleep(0.05)
+        assert (await w.ask(model="other")).status_code == 200
+        listed = (await w.client.get("/v1/models")).json()["data"]
+        assert [entry["id"] for entry in listed] == ["other"]
+
+
+async def test_a_health_check_does_not_follow_redirects(world: MakeWorld) -> None:
+    async with MockUpstream() as elsewhere, world() as w:
+        w.engine.redirect = f"{elsewhere.url}/health"
+        async with asyncio.timeout(10):
+            while w.gateway.ready:
+                await asyncio.sleep(0.05)
+        check_error(await w.ask(), 503, "no_upstream")

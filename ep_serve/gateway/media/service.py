@@ -6,7 +6,7 @@ import asyncio
 import binascii
 import hashlib
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ep_serve.gateway.errors import ApiError, invalid
@@ -38,6 +38,8 @@ class Lent:
 
     affinity: str = ""
     work: float = 0.0
+    names: dict[str, str] = field(default_factory=dict)
+    """The digest of each medium, by its URL and by its id, which differ between requests."""
 
 
 class MediaService:
@@ -92,6 +94,7 @@ class MediaService:
                 url = stack.enter_context(self.lender.lent(path))
                 name = cache_id(key.owner, modality, blob.digest)
                 part.rewrite(modality, url, name)
+                lent.names |= {url: blob.digest, name: blob.digest}
                 lent.affinity = lent.affinity or name
                 lent.work += WORK_PER_SECOND * max(1.0, float(facts["duration_s"]))
             yield lent

@@ -61,8 +61,7 @@ class ReducingConfig(VerifyAndUpdateConfig):
         assert mm_config is not None, "the architecture is multimodal"
         mm_config.video_pruning_rate = _PRUNING_SWITCH
         mm_config.mm_processor_kwargs = None  # read above; not for the Hugging Face processor
-        os.environ.setdefault("VLLM_MEDIA_CONNECTOR", CONNECTOR)
-
+        _use_our_connector()
         server_patches.install()
 
         if parallel.worker_extension_cls not in ("", _WORKER_EXTENSION):
@@ -72,14 +71,24 @@ class ReducingConfig(VerifyAndUpdateConfig):
             vllm_config.scheduler_config.scheduler_cls = SCHEDULER
         if current_platform.is_cpu():
             mm_config.skip_mm_profiling = True  # memory is not budgeted by a dry run here
-            if parallel.worker_cls == "auto":
-                parallel.worker_cls = _CPU_WORKER
+            if parallel.worker_cls not in ("auto", _CPU_WORKER):
+                raise ValueError("--worker-cls cannot be set on a CPU: the model needs its own")
+            parallel.worker_cls = _CPU_WORKER
 
 
 def _check_sieve(settings: Settings) -> None:
     """Refuse a sieve that is unknown, or that a request without options would leave at a loss."""
     nothing = build_layout([], [], MediaTokens(1, 2, 3, 4, 5, 6, 7))
     get_sieve(settings.sieve).plan(nothing, settings.media.ask(settings.keep_ratio))
+
+
+def _use_our_connector() -> None:
+    """Let vLLM leave media encoded; API servers that it starts later inherit the variable."""
+    if (connector := os.environ.setdefault("VLLM_MEDIA_CONNECTOR", CONNECTOR)) != CONNECTOR:
+        raise ValueError(
+            f"VLLM_MEDIA_CONNECTOR cannot be {connector!r}: media would be decoded without this "
+            f"model's limits and frame rule; leave it unset or set it to {CONNECTOR!r}"
+        )
 
 
 def _refuse_pipelines(parallel: ParallelConfig) -> None:

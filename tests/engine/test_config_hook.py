@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,9 @@ from ep_serve.engine.config_hook import (
     _refuse_drafters,
     _refuse_pipelines,
     _refuse_rust_server,
+    _use_our_connector,
 )
+from ep_serve.engine.media_io import CONNECTOR
 from ep_serve.engine.settings import EngineSettings, MediaSettings, Settings
 
 
@@ -73,6 +76,16 @@ def test_pipeline_parallelism_is_refused_in_a_sentence() -> None:
         _refuse_pipelines(parallel(pipelines=2))
     assert len(str(refusal.value).splitlines()) == 1
     _refuse_pipelines(parallel())
+
+
+def test_another_connector_for_media_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_MEDIA_CONNECTOR", raising=False)
+    _use_our_connector()
+    _use_our_connector()
+    assert os.environ["VLLM_MEDIA_CONNECTOR"] == CONNECTOR
+    monkeypatch.setenv("VLLM_MEDIA_CONNECTOR", "http")
+    with pytest.raises(ValueError, match="VLLM_MEDIA_CONNECTOR cannot be 'http'"):
+        _use_our_connector()
 
 
 def test_a_server_that_is_no_python_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

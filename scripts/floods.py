@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
+from multiprocessing.synchronize import Event
 from typing import Any
 
 import aiohttp
@@ -67,23 +68,27 @@ class Keys(Enum):
 class Attack:
     name: str
     keys: Keys
+    media: bool
+    """Whether it is about media: the other tenant then sends a small picture in its request."""
     run: Callable[[Target], Awaitable[None]]
 
 
 ATTACKS: dict[str, Attack] = {}
+_started: list[Event] = []
 
 
 def attack(
-    name: str, keys: Keys = Keys.BOTH
+    name: str, keys: Keys = Keys.BOTH, *, media: bool = False
 ) -> Callable[[Callable[[Target], Coroutine[Any, Any, None]]], None]:
     def add(run: Callable[[Target], Coroutine[Any, Any, None]]) -> None:
-        ATTACKS[run.__name__] = Attack(name, keys, run)
+        ATTACKS[run.__name__] = Attack(name, keys, media, run)
 
     return add
 
 
-def attack_forever(name: str, target: Target) -> None:
+def attack_forever(name: str, target: Target, started: Event) -> None:
     """The body of the attacker's process."""
+    _started.append(started)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
     with suppress(KeyboardInterrupt):
@@ -97,6 +102,8 @@ async def many(
     count: int, work: Callable[[], Coroutine[Any, Any, Any]], pause_s: float = 0.0
 ) -> None:
     """Do something again and again, so often at the same time."""
+    for event in _started:
+        event.set()
 
     async def again() -> None:
         await asyncio.sleep(random.uniform(0, pause_s))
@@ -151,6 +158,12 @@ def chat(content: Any, **fields: Any) -> bytes:
     return json.dumps({"model": MODEL, "messages": [message], **fields}).encode()
 
 
+def picture(number: int) -> list[dict[str, Any]]:
+    """A message of a small picture, another one for each number."""
+    data = base64.b64encode(make_image(number=number)).decode()
+    return [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}]
+
+
 async def post(target: Target, body: bytes, path: str = "/v1/chat/completions") -> None:
     """One request on a connection of its own; its answer is read."""
     headers = {"content-type": "application/json", "connection": "close", **target.headers}
@@ -202,18 +215,18 @@ async def endless_extensions(target: Target) -> None:
 
 @attack("Silent connections", Keys.WITHOUT)
 async def silent(target: Target) -> None:
-    await many(5_000, lambda: send(target), pause_s=1)
+    await many(5_000, lambda: send(target), pause_s=3)
 
 
 @attack("Heads of 32 kB that are never complete", Keys.WITHOUT)
 async def half_heads(target: Target) -> None:
     head = target.head("GET /health", *(f"X-{n}: {'a' * 240}" for n in range(120)))
-    await many(5_000, lambda: trickle(target, head, b"", 5), pause_s=1)
+    await many(5_000, lambda: trickle(target, head, b"", 5), pause_s=3)
 
 
 @attack("Connections that are kept alive", Keys.WITHOUT)
 async def kept_alive(target: Target) -> None:
-    await many(5_000, lambda: send(target, target.head("GET /health") + b"\r\n"), pause_s=1)
+    await many(5_000, lambda: send(target, target.head("GET /health") + b"\r\n"), pause_s=3)
 
 
 @attack("New connections without a pause", Keys.WITHOUT)
@@ -232,7 +245,7 @@ async def reconnecting(target: Target) -> None:
 @attack("Slow bodies")
 async def slow_bodies(target: Target) -> None:
     head = target.chat_head(f"Content-Length: {40 * MIB}") + b"\r\n" + b" " * 100_000
-    await many(1_000, lambda: trickle(target, head, b" " * 20_000, 1))
+    await many(1_000, lambda: trickle(target, head, b" " * 20_000, 1), pause_s=1)
 
 
 @attack("Large bodies at once")
@@ -259,10 +272,9 @@ async def json_fields(target: Target) -> None:
     await many(4, lambda: post(target, b"{" + fields + b"}"))
 
 
-@attack("Hang-ups at random moments")
+@attack("Hang-ups at random moments", media=True)
 async def hang_ups(target: Target) -> None:
-    url = "data:image/png;base64," + base64.b64encode(make_image()).decode()
-    body = chat([{"type": "image_url", "image_url": {"url": url}}], stream=True)
+    body = chat(picture(0), stream=True)
     whole = target.chat_head(f"Content-Length: {len(body)}") + b"\r\n" + body
 
     async def once() -> None:
@@ -277,13 +289,13 @@ async def hang_ups(target: Target) -> None:
 # -- media ------------------------------------------------------------------------------------
 
 
-@attack("URLs of a host that never answers", Keys.WITH)
+@attack("URLs of a host that never answers", Keys.WITH, media=True)
 async def tarpit(target: Target) -> None:
     url = f"http://{TARPIT_HOST}:{target.tarpit_port}/a.mp4"
     await many(200, lambda: post(target, chat([{"type": "video_url", "video_url": {"url": url}}])))
 
 
-@attack("Uploads of junk")
+@attack("Uploads of junk", media=True)
 async def junk_uploads(target: Target) -> None:
     async def once() -> None:
         form = aiohttp.FormData()
@@ -298,7 +310,7 @@ async def junk_uploads(target: Target) -> None:
     await many(32, once)
 
 
-@attack("Inlined junk")
+@attack("Inlined junk", media=True)
 async def inlined_junk(target: Target) -> None:
     url = "data:video/mp4;base64," + base64.b64encode(random.randbytes(8 * MIB)).decode()
     body = chat([{"type": "video_url", "video_url": {"url": url}}])

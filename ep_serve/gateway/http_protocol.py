@@ -330,6 +330,8 @@ class HttpProtocol(HttpToolsProtocol):
     def _linger(self) -> None:
         """Close the connection for us; the client may still read, and finish what it sends."""
         self.discarding = True
+        if self._running is not None:
+            self._running.body.clear()
         if self.transport.is_closing():
             return
         self.transport.write_eof()

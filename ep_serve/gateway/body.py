@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+import time
+from collections import Counter
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
-import pydantic_core
-
-from ep_serve.gateway.errors import ApiError, invalid
+from ep_serve.gateway.errors import ApiError
+from ep_serve.gateway.json_body import JsonBody
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -17,63 +18,116 @@ if TYPE_CHECKING:
 
     from ep_serve.gateway.settings import RequestSettings
 
-SLOWEST = 16 * 1024
-"""Bytes a second below which a sender runs out of time."""
+_DENSE = 4_000
+"""Strings and brackets in a piece of a body, from which on reading it takes milliseconds."""
+_LONG = 64 * 2**10
+"""Bytes of text, from which on parsing takes milliseconds."""
 
 
-class Bodies:
-    """The bodies that this process holds in memory."""
+class BodyQuota:
+    """The memory that request bodies take in this process, all together and by tenant."""
 
     def __init__(self, settings: RequestSettings) -> None:
-        self._settings = settings
-        self._held = 0
+        self._max_bytes = settings.max_buffered_bytes
+        self._max_tenant_bytes = int(self._max_bytes * settings.max_buffered_share)
+        self.used_bytes = 0
+        self._by_tenant: Counter[str] = Counter()
 
     @contextmanager
-    def room(self) -> Iterator[Room]:
-        """Room for one body, given back at the end of the block."""
-        room = Room(self)
+    def reserve(self, tenant: str) -> Iterator[Reservation]:
+        """Memory for one body, given back at the end of the block."""
+        reservation = Reservation(self, tenant)
         try:
-            yield room
+            yield reservation
         finally:
-            self._held -= room.nbytes
+            reservation.resize(0)
 
-    def take(self, nbytes: int) -> None:
-        if self._held + nbytes > self._settings.max_buffered_bytes:
-            raise ApiError(
-                429, "Too many large requests at once.", code="overloaded", retry_after=2
-            )
-        self._held += nbytes
+    def add(self, tenant: str, nbytes: int) -> None:
+        """Count more bytes, or fewer if negative.
 
-    async def json(self, request: Request, room: Room) -> dict[str, Any]:
-        """The JSON object that a request carries.
+        Raises:
+            ApiError: 429.
+        """
+        if nbytes > 0:
+            if self.used_bytes + nbytes > self._max_bytes:
+                raise _overloaded("Too many large requests at once.")
+            if self._by_tenant[tenant] + nbytes > self._max_tenant_bytes:
+                raise _overloaded("Too many large requests of this client at once.")
+        self.used_bytes += nbytes
+        self._by_tenant[tenant] += nbytes
+        if not self._by_tenant[tenant]:
+            del self._by_tenant[tenant]
+
+
+class Reservation:
+    """The memory that one body takes."""
+
+    def __init__(self, quota: BodyQuota, tenant: str) -> None:
+        self.nbytes = 0
+        self._quota = quota
+        self._tenant = tenant
+
+    def grow(self, nbytes: int) -> None:
+        """Count more bytes.
+
+        Raises:
+            ApiError: 429.
+        """
+        self.resize(self.nbytes + nbytes)
+
+    def resize(self, nbytes: int) -> None:
+        """Count this many bytes from now on.
+
+        Raises:
+            ApiError: 429.
+        """
+        self._quota.add(self._tenant, nbytes - self.nbytes)
+        self.nbytes = nbytes
+
+
+class BodyReader:
+    """Reads JSON bodies. Costly ones take turns, so that the event loop is not held up for long."""
+
+    def __init__(self, settings: RequestSettings) -> None:
+        self.quota = BodyQuota(settings)
+        self._settings = settings
+        self._lock = asyncio.Lock()
+
+    async def json(self, request: Request, reserved: Reservation) -> JsonBody:
+        """The body of a request, complete and not parsed.
 
         Raises:
             ApiError: 400, 408, 413, 415 or 429.
         """
         check_type(request, "application/json")
-        data = bytearray()
+        body = JsonBody(self._settings.max_text_bytes)
         async for chunk in stream(request, self._settings.max_body_bytes, self._settings):
-            room.grow(len(chunk))
-            data += chunk
-        try:
-            body = pydantic_core.from_json(bytes(data), allow_inf_nan=False)
-        except ValueError as error:
-            raise invalid(f"The body is not valid JSON: {error}.", code="invalid_json") from None
-        if not isinstance(body, dict):
-            raise invalid("The body must be a JSON object.", code="invalid_json")
+            reserved.grow(len(chunk))
+            if chunk.count(b'"') + chunk.count(b"[") + chunk.count(b"]") < _DENSE:
+                body.feed(chunk)
+                continue
+            async with self._turn():
+                body.feed(chunk)
         return body
 
+    @asynccontextmanager
+    async def parsing(self, body: JsonBody, reserved: Reservation) -> AsyncIterator[None]:
+        """Where a body is parsed and checked.
 
-class Room:
-    """What one body takes of the whole."""
+        Raises:
+            ApiError: 429.
+        """
+        async with self._turn() if body.text_bytes > _LONG else nullcontext():
+            reserved.resize(body.media_bytes + body.parsed_bytes)
+            yield
 
-    def __init__(self, bodies: Bodies) -> None:
-        self.nbytes = 0
-        self._bodies = bodies
-
-    def grow(self, nbytes: int) -> None:
-        self._bodies.take(nbytes)
-        self.nbytes += nbytes
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One after the other, with as much time between for everything else as each takes."""
+        async with self._lock:
+            since = time.perf_counter()
+            yield
+            await asyncio.sleep(time.perf_counter() - since)
 
 
 def check_type(request: Request, wanted: str) -> None:
@@ -92,6 +146,9 @@ async def stream(
 ) -> AsyncIterator[bytes]:
     """The chunks of a body.
 
+    A client may pause for `body_timeout_s`. Time that it waits beyond what its bytes take at
+    `min_body_rate` counts as a pause; time that the reader takes does not.
+
     Raises:
         ApiError: 413 if there are too many bytes, 408 if they come too slowly.
     """
@@ -100,11 +157,12 @@ async def stream(
     if stated.isdecimal() and int(stated[:20]) > max_bytes:
         raise _too_large(max_bytes)
     loop = asyncio.get_running_loop()
-    end = loop.time() + settings.body_timeout_s
+    patience = settings.body_timeout_s
     more = True
     while more:
+        since = loop.time()
         try:
-            async with asyncio.timeout_at(end + received / SLOWEST):
+            async with asyncio.timeout(patience):
                 message = await request.receive()
         except TimeoutError:
             raise ApiError(408, "The body did not arrive in time.", code="body_timeout") from None
@@ -115,9 +173,15 @@ async def stream(
         received += len(chunk)
         if received > max_bytes:
             raise _too_large(max_bytes)
+        patience += len(chunk) / settings.min_body_rate - (loop.time() - since)
+        patience = min(patience, settings.body_timeout_s)
         if chunk:
             yield chunk
 
 
 def _too_large(limit: int) -> ApiError:
     return ApiError(413, f"A body may have {limit} bytes.", code="body_too_large")
+
+
+def _overloaded(message: str) -> ApiError:
+    return ApiError(429, message, code="overloaded", retry_after=2)

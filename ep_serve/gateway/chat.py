@@ -15,6 +15,7 @@ from starlette.responses import Response
 from ep_serve.gateway import context, gateway
 from ep_serve.gateway.chat_request import ChatRequest
 from ep_serve.gateway.errors import ApiError
+from ep_serve.gateway.keys import ANONYMOUS
 from ep_serve.gateway.relay import Job
 from ep_serve.gateway.routing import Demand
 from ep_serve.gateway.schemas import CHAT_OPENAPI
@@ -22,6 +23,7 @@ from ep_serve.gateway.schemas import CHAT_OPENAPI
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
+    from ep_serve.gateway.body import Reservation
     from ep_serve.gateway.gateway import Gateway
     from ep_serve.gateway.keys import Key
 
@@ -57,11 +59,24 @@ class _ChatAnswer(Response):
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._gateway.limits.running(self._key), self._gateway.bodies.room() as room:
-            body = await self._gateway.bodies.json(self._request, room)
-            await while_connected(receive, self._answer(body, scope, send))
+        parts, bodies = self._gateway, self._gateway.bodies
+        with (
+            parts.limits.running(self._key),
+            bodies.quota.reserve(self._tenant(scope)) as reserved,
+        ):
+            body = await bodies.json(self._request, reserved)
+            async with bodies.parsing(body, reserved):
+                chat = ChatRequest(body, self._key, parts.settings.request)
+            await while_connected(receive, self._answer(chat, reserved, scope, send))
 
-    async def _answer(self, body: dict[str, Any], scope: Scope, send: Send) -> None:
+    def _tenant(self, scope: Scope) -> str:
+        """Whose share of the memory for bodies this is; without keys each address has one."""
+        client = scope.get("client")
+        return f"address {client[0]}" if self._key is ANONYMOUS and client else self._key.owner
+
+    async def _answer(
+        self, chat: ChatRequest, reserved: Reservation, scope: Scope, send: Send
+    ) -> None:
         started = False
 
         async def noted_send(message: Any) -> None:
@@ -72,24 +87,26 @@ class _ChatAnswer(Response):
         seconds = self._gateway.settings.request_timeout_s
         try:
             async with asyncio.timeout(seconds):
-                await self._work(body, scope, noted_send)
+                await self._work(chat, reserved, scope, noted_send)
         except TimeoutError:
             if not started:
                 raise ApiError(
                     504, f"The request took more than {seconds:g} s.", code="deadline_exceeded"
                 ) from None
 
-    async def _work(self, body: dict[str, Any], scope: Scope, send: Send) -> None:
+    async def _work(
+        self, chat: ChatRequest, reserved: Reservation, scope: Scope, send: Send
+    ) -> None:
         parts, key = self._gateway, self._key
-        chat = ChatRequest(body, key, parts.settings.request)
         async with parts.media.lent(chat.parts, key) as lent:
-            chat.parts.clear()  # and with them the media that came inside the body
             content = chat.content(lent.names)
             forward = parts.settings.forward_priority
             encoded = chat.encoded(
                 priority=-key.priority if forward else None,
                 cache_salt=None if parts.keys.anonymous else _salt(key),
             )
+            chat.clear()
+            reserved.resize(len(encoded))
             job = Job(
                 body=encoded,
                 content=content,

@@ -7,18 +7,20 @@ tenants' caches, transfers between engines, the scheduler) do not.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pydantic_core
 from pydantic import ValidationError
 
-from ep_serve.contract.media_tokens import find_media_token
 from ep_serve.contract.request_options import RequestOptions, refused_option
-from ep_serve.gateway.errors import ApiError, invalid
+from ep_serve.gateway.errors import invalid
+from ep_serve.gateway.json_body import MIN_MEDIA_BYTES
+from ep_serve.gateway.json_values import Leaves, check_numbers
 from ep_serve.gateway.media.parts import MediaPart, media_parts
+from ep_serve.gateway.prompt_text import NOT_IN_PROMPT, refuse_media_tokens
 
 if TYPE_CHECKING:
+    from ep_serve.gateway.json_body import JsonBody
     from ep_serve.gateway.keys import Key
     from ep_serve.gateway.settings import RequestSettings
 
@@ -50,8 +52,9 @@ class ChatRequest:
         ApiError: 400, or 403 for what the key does not allow.
     """
 
-    def __init__(self, body: dict[str, Any], key: Key, settings: RequestSettings) -> None:
-        self._body = body
+    def __init__(self, received: JsonBody, key: Key, settings: RequestSettings) -> None:
+        body = self._body = received.parse()
+        leaves = _checked_leaves(body)
         self.model = _model(body)
         self.stream = _flag(body, "stream")
         closed = sorted(CLOSED_FIELDS & body.keys())
@@ -64,8 +67,16 @@ class ChatRequest:
         for name, rho in (("rho_audio", own.rho_audio), ("rho_video", own.rho_video)):
             key.check_keep_ratio(None if rho is None else 1 - rho, name)
         messages = _messages(body, settings.max_messages)
-        self.parts: list[MediaPart] = list(media_parts(messages, settings.max_parts))
-        _refuse_media_tokens(body, messages)
+        self.parts: list[MediaPart] = list(
+            media_parts(messages, settings.max_parts, received.media)
+        )
+        if received.media:
+            raise invalid(
+                f"A string of more than {MIN_MEDIA_BYTES} bytes named 'url', 'data' or "
+                "'file_data' must belong to a content part.",
+                code="misplaced_media",
+            )
+        refuse_media_tokens(body, leaves)
 
     def content(self, names: dict[str, str]) -> bytes:
         """A digest of what is asked, the same whoever asks it.
@@ -90,6 +101,21 @@ class ChatRequest:
         if cache_salt is not None:
             self._body["cache_salt"] = cache_salt
         return pydantic_core.to_json(self._body)
+
+    def clear(self) -> None:
+        """Drop the body; what was `encoded` is all that is needed from now on."""
+        self.parts.clear()
+        self._body.clear()
+
+
+def _checked_leaves(body: dict[str, Any]) -> Leaves:
+    """The leaves of the fields that can reach the prompt."""
+    leaves, others = Leaves(), Leaves()
+    for name, value in body.items():
+        (others if name in NOT_IN_PROMPT else leaves).add({name: value})
+    check_numbers(body, leaves)
+    check_numbers(body, others)
+    return leaves
 
 
 def _model(body: dict[str, Any]) -> str:
@@ -145,41 +171,3 @@ def _messages(body: dict[str, Any], limit: int) -> list[Any]:
             where = f"messages[{number}]"
             raise invalid(f"{where} must be an object with a string 'role'.", where)
     return messages
-
-
-def _refuse_media_tokens(body: dict[str, Any], messages: list[Any]) -> None:
-    for name, value in body.items():
-        if name == "stop":  # compared with the answer, never part of the prompt
-            continue
-        for text in _texts(value):
-            _check_text(text, name)
-    for message in messages:
-        # A chat template puts parts side by side, so that a token could be written in pieces.
-        if isinstance(content := message.get("content"), list) and len(content) > 1:
-            joined = "".join(p["text"] if p.get("type") == "text" else "\n" for p in content)
-            _check_text(joined, "messages")
-
-
-def _check_text(text: str, name: str) -> None:
-    if (token := find_media_token(text)) is not None:
-        raise ApiError(
-            400,
-            f"{name} contains the text {token}, which marks media inside the prompt and must "
-            "not be written by a client.",
-            code="media_token",
-            param=name,
-        )
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All strings in a JSON value, names of fields too; base64 of media costs one search."""
-    stack = [value]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, list):
-            stack.extend(item)
-        elif isinstance(item, dict):
-            stack.extend(item.keys())
-            stack.extend(item.values())

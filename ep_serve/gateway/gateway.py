@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from ep_serve.gateway.body import Bodies
+from ep_serve.gateway.body import BodyReader
 from ep_serve.gateway.keys import KeyRing
 from ep_serve.gateway.limits import KeyLimits
 from ep_serve.gateway.media.service import MediaService
@@ -37,7 +37,7 @@ class Gateway:
         self.tracing = tracing(settings.tracing)
         self.keys = KeyRing(settings.keys_file)
         self.limits = KeyLimits(self.metrics)
-        self.bodies = Bodies(settings.request)
+        self.bodies = BodyReader(settings.request)
         self.upstreams = Upstreams(settings, self.metrics)
         self.router = Router(self.upstreams, settings, self.metrics, self.tracing)
         self.relay = Relay(self.router, self.upstreams, settings.routing, self.metrics)

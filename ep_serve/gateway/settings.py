@@ -96,17 +96,33 @@ class RequestSettings(_Section):
 
     max_body_bytes: Bytes = 48 * 2**20
     """A request body with its inlined media; uploads have `media.max_bytes`."""
-    max_buffered_bytes: Bytes = 256 * 2**20
-    """All bodies together that are being read; the memory they take is about three times this."""
+    max_text_bytes: Bytes = 4 * 2**20
+    """A request body without its inlined media."""
+    max_buffered_bytes: Bytes = 192 * 2**20
+    """Memory of all request bodies together; the rest of the process takes about 200 MiB."""
+    max_buffered_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Part of it that one tenant may take, without keys one address."""
     max_header_bytes: Bytes = 32 * 2**10
     header_timeout_s: Seconds = 20
     body_timeout_s: Seconds = 30
-    """Longest pause inside a body."""
+    """Longest pause inside a body or an upload; being slower than `min_body_rate` counts as one."""
+    min_body_rate: Bytes = 64 * 2**10
+    """Bytes a second of a body or an upload."""
     max_messages: Count = 1_000
     max_parts: Count = 2_000
     max_connections: Count = 4_096
     """Of clients. When there are more, those that wait for a request are closed, the oldest first;
     if all others have a running request, 503."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        share = int(self.max_buffered_bytes * self.max_buffered_share)
+        if self.max_body_bytes > share:
+            raise ValueError(
+                f"max_body_bytes ({self.max_body_bytes}) must be at most max_buffered_bytes x "
+                f"max_buffered_share ({share})"
+            )
+        return self
 
 
 class FetchSettings(_Section):

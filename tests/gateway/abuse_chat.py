@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 
+from ep_serve.gateway.schemas import CHAT_OPENAPI
 from tests.clips import make_clip, make_image, make_wav
 from tests.gateway.abuse_scene import Scene, case, inline
 from tests.gateway.bombs import flac_bomb, opus_bomb, png_bomb
+from tests.gateway.mock_upstream import MODEL
 
 TOKEN = "<|VIDEO|>"
 
@@ -63,6 +66,13 @@ PARTS: dict[str, Any] = {
     "a part that is a string": "http://127.0.0.1/",
     "a url that is a list": {"type": "image_url", "image_url": {"url": ["http://127.0.0.1/"]}},
     "a media token in a part": {"type": "text", "text": f"a {TOKEN} b"},
+    "a text that a template takes for a picture": {"type": "text", "text": "x", "image": 1},
+    "a text that a template takes for a video": {"type": "text", "text": "x", "video": 1},
+    "a picture that is a video too": {
+        "type": "image_url",
+        "image_url": {"url": inline(make_image())},
+        "input_video": 1,
+    },
 }
 
 
@@ -108,15 +118,139 @@ for _name, _fields in FIELDS.items():
     _add_fields(_name, _fields)
 
 
-@case("a media token in two halves", 400)
-async def split_token(scene: Scene) -> httpx.Response:
-    halves = [{"type": "text", "text": text} for text in ("a <|VID", "EO|> b")]
-    return await scene.ask(halves)
+def _user(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
 
 
-@case("a media token as a string", 400)
-async def string_token(scene: Scene) -> httpx.Response:
-    return await scene.ask(f"{TOKEN} hello")
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def _call(name: str, arguments: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    call = {"id": "1", "type": "function", "function": function}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+_LEFT, _RIGHT = "a <|VID", "EO|> b"
+_HEADER = "x-anthropic-billing-header: x"
+PIECES: dict[str, list[dict[str, Any]]] = {
+    "text": [_user(f"{TOKEN} hello")],
+    "two texts": [_user([_text(_LEFT), _text(_RIGHT)])],
+    "two texts with space around": [_user([_text(f"{_LEFT}\n"), _text(f"\n {_RIGHT}")])],
+    "many texts": [_user([_text(character) for character in TOKEN])],
+    "a text and a refusal": [_user([_text(_LEFT), {"type": "refusal", "refusal": _RIGHT}])],
+    "texts around a picture": [
+        _user(
+            [
+                _text(_LEFT),
+                {"type": "image_url", "image_url": {"url": inline(make_image())}},
+                _text(_RIGHT),
+            ]
+        )
+    ],
+    "two messages": [_user(_LEFT), _user(_RIGHT)],
+    "texts around a line that vLLM drops": [
+        {"role": "system", "content": [_text(_LEFT), _text(f"{_HEADER}\n{_RIGHT}")]}
+    ],
+    "reasoning and content": [{"role": "assistant", "reasoning": _LEFT, "content": _RIGHT}],
+    "content and refusal": [{"role": "assistant", "content": _LEFT, "refusal": _RIGHT}],
+    "arguments": [_call("f", json.dumps({"a": TOKEN}))],
+    "escaped arguments": [_call("f", '{"a": "\\u003c|VIDEO|\\u003e"}')],
+    "two arguments": [_call("f", json.dumps({"a": _LEFT, "b": _RIGHT}))],
+    "names of arguments": [_call("f", '{"\\u003c|VIDEO|>": 1}')],
+    "a name and its arguments": [_call(_LEFT, json.dumps({"a": _RIGHT}))],
+    "a name": [{"role": "user", "name": TOKEN, "content": "x"}],
+    "a role": [{"role": TOKEN, "content": "x"}],
+}
+"""Messages of which a template can make a media token."""
+
+
+def _add_pieces(name: str, messages: list[dict[str, Any]]) -> None:
+    @case(f"a media token in {name}", 400)
+    async def _(scene: Scene) -> httpx.Response:
+        return await scene.ask(None, messages=messages)
+
+
+for _name, _messages in PIECES.items():
+    _add_pieces(_name, _messages)
+
+
+@case("arguments of many values", 400)
+async def many_arguments(scene: Scene) -> httpx.Response:
+    return await scene.ask(None, messages=[_call("f", f"[{'[],' * 50_000}[]]")] * 3)
+
+
+@case("deep arguments", 400)
+async def deep_arguments(scene: Scene) -> httpx.Response:
+    return await scene.ask(None, messages=[_call("f", "[" * 10_000)])
+
+
+# -- every place of a request ---------------------------------------------------------------------
+
+LEAVES = {
+    "an infinite number": "1e999",
+    "a number below all": "-1e999",
+    "no number": "NaN",
+    "infinity": "Infinity",
+    "an endless integer": "9" * 1_000,
+    "an integer of more than 64 bits": str(2**64),
+    "half of a surrogate pair": '"a\\ud800b"',
+    "deep lists": "[" * 150 + "]" * 150,
+    "deep objects": '{"a":' * 150 + "1" + "}" * 150,
+    "a media token in many places": json.dumps([{"a": ["x", TOKEN]}]),
+    "a media token as a key": json.dumps({TOKEN: 1}),
+    "a list of many values": f"[{'[],' * 100_000}[]]",
+}
+"""What no field may hold, as JSON."""
+HERE = "@here@"
+NOT_IN_PROMPT = ("stop", "bad_words")
+
+
+def instances(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """For each place of a schema an instance that has `HERE` there, and the name of the place."""
+    yield "", HERE
+    for choice in schema.get("anyOf", ()):
+        yield from instances(choice)
+    if "items" in schema:
+        for place, instance in instances(schema["items"]):
+            yield f"[0]{place}", [instance]
+    for name, inner in schema.get("properties", {}).items():
+        for place, instance in instances(inner):
+            yield f".{name}{place}", {**_sample(schema), name: instance}
+
+
+def _sample(schema: dict[str, Any]) -> Any:
+    if "const" in schema:
+        return schema["const"]
+    if "properties" in schema:
+        inner = schema["properties"]
+        return {name: _sample(inner[name]) for name in schema.get("required", ())}
+    return [_sample(schema["items"])] if "items" in schema else "x"
+
+
+def places() -> dict[str, str]:
+    """JSON texts of chat requests with `HERE` in one place each."""
+    content = CHAT_OPENAPI["requestBody"]["content"]["application/json"]
+    schema = {**content["schema"]}
+    schema["properties"] = {**schema["properties"], "a_field_nobody_knows": {}}
+    found = {}
+    for place, instance in instances(schema):
+        if isinstance(instance, dict):
+            found[place[1:]] = json.dumps({"model": MODEL, "messages": [_user("x")], **instance})
+    return found
+
+
+def _add_leaf(what: str, leaf: str, place: str, body: str) -> None:
+    @case(f"{what} at {place}", 400)
+    async def _(scene: Scene) -> httpx.Response:
+        return await scene.body(body.replace(f'"{HERE}"', leaf).encode())
+
+
+for _place, _body in places().items():
+    for _what, _leaf in LEAVES.items():
+        if not ("token" in _what and _place.partition(".")[0] in NOT_IN_PROMPT):
+            _add_leaf(_what, _leaf, _place, _body)
 
 
 @case("too many media", 400)

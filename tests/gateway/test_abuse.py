@@ -125,3 +125,21 @@ async def test_hostile_requests_are_refused(world: MakeWorld) -> None:
         good = await scene.ask("still there?")
         assert good.status_code == 200
         assert good.json()["model"] == MODEL
+
+
+async def test_a_number_or_text_that_engines_cannot_represent_is_named(world: MakeWorld) -> None:
+    async with world() as w:
+        for place, body in abuse_chat.places().items():
+            if "." in place or "[" in place:
+                continue
+            for leaf in ("1e999", "-Infinity", "NaN", str(2**64), '["a\\udc00"]'):
+                text = body.replace(f'"{abuse_chat.HERE}"', leaf)
+                answer = await w.client.post(
+                    "/v1/chat/completions",
+                    content=text,
+                    headers={"content-type": "application/json"},
+                )
+                error = answer.json()["error"]
+                assert answer.status_code == 400, (place, leaf)
+                assert error["param"].partition("[")[0] == place, (leaf, error)
+        assert not w.engine.requests

@@ -6,11 +6,14 @@ are not for clients.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ep_serve.gateway.errors import invalid
+from ep_serve.gateway.json_body import MIN_MEDIA_BYTES
+from ep_serve.gateway.media.inlined import InlinedMedium
 
 Modality = Literal["image", "video", "audio"]
 
@@ -20,14 +23,17 @@ _URL_PARTS: dict[str, Modality] = {
     "audio_url": "audio",
 }
 _TEXT_PARTS = frozenset({"text", "refusal"})
+_MEDIA_WORD = re.compile("image|video|audio|embeds", re.IGNORECASE)
+"""What makes a template write a medium's token, as Qwen2.5-Omni's does for `'image' in part`."""
 KNOWN = (*sorted(_TEXT_PARTS), *sorted(_URL_PARTS), "input_audio", "file")
 
 
 @dataclass(frozen=True, slots=True)
 class Inline:
-    """Base64 text."""
+    """Bytes in the body."""
 
-    base64: str
+    pieces: list[bytes]
+    """To be taken out by whoever uses them, so that they do not take memory any longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +75,15 @@ class MediaPart:
         self.part.update({"type": kind, kind: medium, "uuid": cache_id})
 
 
-def media_parts(messages: list[Any], max_parts: int) -> Iterator[MediaPart]:
+def media_parts(
+    messages: list[Any], max_parts: int, inlined: dict[str, InlinedMedium]
+) -> Iterator[MediaPart]:
     """Check all content parts of checked messages and give those with media.
+
+    Args:
+        messages: checked messages.
+        max_parts: how many parts they may have together.
+        inlined: long strings, by the text that stands for them; those of media are taken out.
 
     Raises:
         ApiError: 400, with the place of what is wrong.
@@ -87,12 +100,12 @@ def media_parts(messages: list[Any], max_parts: int) -> Iterator[MediaPart]:
         if count > max_parts:
             raise invalid(f"The messages have more than {max_parts} parts.", "messages")
         for index, part in enumerate(content):
-            found = _media_part(part, f"{where}[{index}]")
+            found = _media_part(part, f"{where}[{index}]", inlined)
             if found is not None:
                 yield found
 
 
-def _media_part(part: Any, where: str) -> MediaPart | None:
+def _media_part(part: Any, where: str, inlined: dict[str, InlinedMedium]) -> MediaPart | None:
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str) or kind not in KNOWN:
         raise invalid(f"{where}.type must be one of: {', '.join(KNOWN)}.", f"{where}.type")
@@ -106,42 +119,59 @@ def _media_part(part: Any, where: str) -> MediaPart | None:
     if "uuid" in part:
         raise invalid(f"{where}.uuid is set by the gateway.", f"{where}.uuid")
     if kind == "file":
-        return MediaPart(part, None, _file(value, f"{where}.file"), where)
+        return MediaPart(part, None, _file(value, f"{where}.file", inlined), where)
     if kind == "input_audio":
         data = _string(value, "data", f"{where}.input_audio")
-        return MediaPart(part, "audio", Inline(data), where)
-    source = _url_or_file(value, f"{where}.{kind}")
+        medium = inlined.pop(data, None) or _short(data)
+        if medium.start:
+            raise invalid(f"{where}.input_audio.data is base64, not a URL.", where)
+        return MediaPart(part, "audio", _inline(medium, where), where)
+    source = _url_or_file(value, f"{where}.{kind}", inlined)
     return MediaPart(part, _URL_PARTS[kind], source, where)
 
 
 def _foreign(part: dict[str, Any], kind: str) -> bool:
     """Whether a part carries a second content, which an engine might prefer to the first."""
-    known = {*KNOWN, "image_embeds", "video_embeds", "audio_embeds", "prompt_embeds", "image_pil"}
-    return bool(known & part.keys() - {kind, "type"})
+    others = part.keys() - {kind, "type"}
+    return any(name in KNOWN or _MEDIA_WORD.search(name) for name in others)
 
 
-def _file(value: dict[str, Any], where: str) -> Source:
+def _file(value: dict[str, Any], where: str, inlined: dict[str, InlinedMedium]) -> Source:
     if "file_data" in value:
-        return _source(_string(value, "file_data", where), where)
+        return _source(_string(value, "file_data", where), where, inlined)
     return Uploaded(_string(value, "file_id", where))
 
 
-def _url_or_file(value: dict[str, Any], where: str) -> Source:
+def _url_or_file(value: dict[str, Any], where: str, inlined: dict[str, InlinedMedium]) -> Source:
     if "file_id" in value:
         if "url" in value:
             raise invalid(f"{where} must have either 'url' or 'file_id'.", where)
         return Uploaded(_string(value, "file_id", where))
-    return _source(_string(value, "url", where), where)
+    return _source(_string(value, "url", where), where, inlined)
 
 
-def _source(text: str, where: str) -> Source:
-    head = text[:256].lstrip().lower()
-    if not head.startswith("data:"):
-        return Remote(text)
-    start = text.find(",")
-    if not 0 < start <= 256 or not text[:start].lower().endswith(";base64"):
-        raise invalid(f"{where} must be a data URL with ';base64,'.", where)
-    return Inline(text[start + 1 :])
+def _source(text: str, where: str, inlined: dict[str, InlinedMedium]) -> Source:
+    long = inlined.pop(text, None)
+    medium = long or _short(text)
+    if medium.start:
+        if not medium.start.lower().endswith(b";base64,"):
+            raise invalid(f"{where} must be a data URL with ';base64,'.", where)
+        return _inline(medium, where)
+    if long is not None:
+        raise invalid(f"{where} has a URL of more than {MIN_MEDIA_BYTES} bytes.", where)
+    return Remote(text)
+
+
+def _short(text: str) -> InlinedMedium:
+    medium = InlinedMedium(text.encode())
+    medium.close()
+    return medium
+
+
+def _inline(medium: InlinedMedium, where: str) -> Inline:
+    if not medium.valid:
+        raise invalid(f"{where} is not valid base64.", where)
+    return Inline(medium.pieces)
 
 
 def _string(value: dict[str, Any], name: str, where: str) -> str:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pydantic_core
 from pydantic import ValidationError
 
+from ep_serve.contract.errors import FieldError
+from ep_serve.contract.generation import check_generation
 from ep_serve.contract.request_options import RequestOptions, refused_option
 from ep_serve.gateway.errors import invalid
 from ep_serve.gateway.json_body import MIN_MEDIA_BYTES
@@ -60,6 +62,10 @@ class ChatRequest:
         closed = sorted(CLOSED_FIELDS & body.keys())
         if closed:
             raise invalid(f"{closed[0]} is not open to clients of this server.", closed[0])
+        try:
+            check_generation(body, settings.max_n)
+        except FieldError as error:
+            raise invalid(str(error), error.field) from None
         self.hide_usage = self.stream and _ask_for_usage(body)
         own = _own_fields(body)
         key.check_model(self.model)

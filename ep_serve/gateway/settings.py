@@ -31,6 +31,8 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as PydanticSettingsError
 
+from ep_serve.contract.generation import DEFAULT_MAX_N
+
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Bytes = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -110,6 +112,8 @@ class RequestSettings(_Section):
     """Bytes a second of a body or an upload."""
     max_messages: Count = 1_000
     max_parts: Count = 2_000
+    max_n: Count = DEFAULT_MAX_N
+    """Answers to one request (`n`)."""
     max_connections: Count = 4_096
     """Of clients. When there are more, those that wait for a request are closed, the oldest first;
     if all others have a running request, 503."""

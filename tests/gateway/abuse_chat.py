@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx
 
+from ep_serve.contract.generation import DEFAULT_MAX_N, MAX_CHARS, MAX_ENTRIES
+from ep_serve.contract.request_options import RequestOptions
 from ep_serve.gateway.schemas import CHAT_OPENAPI
 from tests.clips import make_clip, make_image, make_wav
 from tests.gateway.abuse_scene import Scene, case, inline
@@ -85,7 +87,31 @@ def _add_part(name: str, part: Any) -> None:
 for _name, _part in PARTS.items():
     _add_part(_name, _part)
 
+
+def _object(size: int) -> dict[str, int]:
+    return {str(number): 1 for number in range(size)}
+
+
 FIELDS: dict[str, dict[str, Any]] = {
+    "many answers": {"n": DEFAULT_MAX_N + 1},
+    "an endless number of answers": {"n": 2**62},
+    "many best answers": {"best_of": DEFAULT_MAX_N + 1},
+    "a schema without an end": {"structured_outputs": {"json": {"$ref": "#"}}},
+    "a grammar without an end": {"structured_outputs": {"grammar": "root ::= root"}},
+    "a format without an end": {
+        "response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}
+    },
+    "a tool without an end": {
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"$ref": "#"}}}]
+    },
+    "a deep schema": {
+        "structured_outputs": {"json": '{"items":' * 80 + "{}" + "}" * 80},
+    },
+    "many choices": {"structured_outputs": {"choice": ["a"] * 10_000}},
+    "a long pattern of repetition": {"repetition_detection": {"max_pattern_size": 10**6}},
+    **{f"a list of many {name}": {name: ["a"] * (n + 1)} for name, n in MAX_ENTRIES.items()},
+    **{f"an object of many {n}": {n: _object(m + 1)} for n, m in MAX_ENTRIES.items()},
+    **{f"a long text in {name}": {name: ["a" * (n + 1)]} for name, n in MAX_CHARS.items()},
     "a media token in a tool": {
         "tools": [{"type": "function", "function": {"name": "f", "description": TOKEN}}]
     },
@@ -204,6 +230,14 @@ LEAVES = {
 }
 """What no field may hold, as JSON."""
 HERE = "@here@"
+OTHER_FIELDS = (
+    "a_field_nobody_knows",
+    "chat_template_kwargs",
+    "n",
+    "response_format",
+    "structured_outputs",
+    "tool_choice",
+)
 NOT_IN_PROMPT = ("stop", "bad_words")
 
 
@@ -233,7 +267,8 @@ def places() -> dict[str, str]:
     """JSON texts of chat requests with `HERE` in one place each."""
     content = CHAT_OPENAPI["requestBody"]["content"]["application/json"]
     schema = {**content["schema"]}
-    schema["properties"] = {**schema["properties"], "a_field_nobody_knows": {}}
+    others = {*OTHER_FIELDS, *MAX_ENTRIES, *MAX_CHARS, *RequestOptions.model_fields}
+    schema["properties"] = {**{name: {} for name in others}, **schema["properties"]}
     found = {}
     for place, instance in instances(schema):
         if isinstance(instance, dict):

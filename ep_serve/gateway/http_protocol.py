@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import urllib.parse
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -73,8 +74,8 @@ class HttpProtocol(HttpToolsProtocol):
         """What was received since, without bodies."""
         self._dropped_bytes = 0
         self._queued_bytes = 0
-        self._failed = False
         self._error: ApiError | None = None
+        """What was wrong with what arrived."""
 
     # -- the transport -----------------------------------------------------------------------
 
@@ -262,14 +263,18 @@ class HttpProtocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self._running is not None and self._running.lingers:
             self._linger()
-        elif not self.transport.is_closing():
+        elif self.transport.is_closing():
+            return
+        elif self.pipeline:
             self.flow.resume_reading()
-            if self.pipeline:
-                cycle: Any = self.pipeline.pop()[0]
-                if not self.pipeline:
-                    self._unqueue()
-                self._start(cycle)
-                return
+            cycle: Any = self.pipeline.pop()[0]
+            if not self.pipeline:
+                self._unqueue()
+            self._start(cycle)
+        elif self._error is not None:
+            self._answer(self._error)
+        else:
+            self.flow.resume_reading()
             self.clients.waits(self, self.loop.time(), fresh=False)
             self._idle = not self._in_head
             if self._idle:
@@ -302,9 +307,9 @@ class HttpProtocol(HttpToolsProtocol):
         raise error
 
     def _fail(self, error: ApiError) -> None:
-        """What arrives makes no sense any more. Requests before it are answered."""
+        """What arrives makes no sense any more. The requests before it are answered first."""
         self.clients.refused(error.code or "")
-        self.discarding = self._failed = True
+        self.discarding, self._error = True, error
         running = self._answering
         if running is None:
             self._answer(error)
@@ -319,7 +324,6 @@ class HttpProtocol(HttpToolsProtocol):
             if self.pipeline and self.cycle.more_body:
                 self.pipeline.popleft()
             self.cycle = self.pipeline[0][0] if self.pipeline else running
-            self.cycle.keep_alive = False
 
     def _answer(self, error: ApiError) -> None:
         body = pydantic_core.to_json(error.body)
@@ -334,7 +338,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._running.body.clear()
         if self.transport.is_closing():
             return
-        self.transport.write_eof()
+        with suppress(OSError):  # the client is gone
+            self.transport.write_eof()
         self.flow.resume_reading()
         self.clients.waits(self, self.loop.time(), fresh=True)
         self._arm(LINGER_S, self._close)
@@ -344,7 +349,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._answering is not None:
             if self._dropped_bytes > SLICE:
                 self.flow.pause_reading()
-        elif self._dropped_bytes > (LINGER_ERROR_BYTES if self._failed else LINGER_BYTES):
+        elif self._dropped_bytes > (LINGER_ERROR_BYTES if self._error else LINGER_BYTES):
             self._close()
 
     def _head_timed_out(self) -> None:

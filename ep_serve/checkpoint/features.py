@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers.image_utils import SizeDict
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from ep_serve.contract.request_options import FRAME_PIXELS, TOKEN_PIXELS
@@ -25,6 +26,8 @@ over the checkpoint's own video processor."""
 
 _AT_ONCE = 128
 """Patches that are normalized together: they stay in a core's cache."""
+_RESIZED_AT_ONCE = 2**21
+"""Pixels of resized frames that are computed together."""
 
 Bounds = tuple[int, int]
 """Least and most pixels of a frame or picture."""
@@ -33,7 +36,7 @@ Grid = tuple[int, int, int]
 
 def shrunk(height: int, width: int, bounds: Bounds) -> tuple[int, int]:
     """The size to which a video frame is shrunk while it is decoded; small ones stay."""
-    smaller = smart_resize(height, width, TOKEN_SIDE, *bounds)
+    smaller = frame_size(height, width, bounds)
     return smaller if smaller[0] * smaller[1] < height * width else (height, width)
 
 
@@ -45,18 +48,39 @@ def video_patches(
 ) -> tuple[torch.Tensor, Grid]:
     """Patches (n, values) of frames (T, H, W, 3), T even, and their grid.
 
-    Frames that need no resizing are cut into patches as bytes and normalized few at a time: the
-    processor as a whole goes through the clip in float32 several times. The numbers are the same.
+    Frames are resized and normalized few at a time: the processor as a whole goes through the clip
+    in float32 several times, in ten times the memory. The numbers are the same.
     """
-    height, width = frames.shape[1:3]
     video = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    if smart_resize(height, width, TOKEN_SIDE, *bounds) == (height, width):
-        return _patches_as_they_are(video_processor, video, dtype)
-    output = video_processor(
-        videos=[video], size=_size(bounds), do_sample_frames=False, return_tensors="pt"
-    )
-    patches, grid = _patches(output, "pixel_values_videos", "video_grid_thw")
-    return patches.to(dtype), grid
+    size = frame_size(frames.shape[1], frames.shape[2], bounds)
+    if size != frames.shape[1:3]:
+        video = _resized(video_processor, video, size, bounds)
+    return _patches_as_they_are(video_processor, video, dtype)
+
+
+def frame_size(height: int, width: int, bounds: Bounds) -> tuple[int, int]:
+    """(height, width) to which frames and pictures of a (height, width) are resized.
+
+    Raises:
+        ValueError: a side is more than 200 times as long as the other.
+    """
+    resized: tuple[int, int] = smart_resize(height, width, TOKEN_SIDE, *bounds)
+    return resized
+
+
+def _resized(
+    processor: Any, video: torch.Tensor, size: tuple[int, int], bounds: Bounds
+) -> torch.Tensor:
+    """Frames (T, 3, H, W) uint8 in another size."""
+    resized = torch.empty(*video.shape[:2], *size, dtype=video.dtype)
+    at_once = max(1, _RESIZED_AT_ONCE // (size[0] * size[1]))
+    for some, target in zip(video.split(at_once), resized.split(at_once), strict=True):
+        target.copy_(
+            processor.resize(
+                some[None], SizeDict(**_size(bounds)), processor.resample, factor=TOKEN_SIDE
+            )[0]
+        )
+    return resized
 
 
 def _patches_as_they_are(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,6 @@ import numpy as np
 import torch
 from cachetools import LRUCache
 from vllm.exceptions import VLLMValidationError
-from vllm.multimodal.audio import AudioResampler
 
 from ep_serve import media
 from ep_serve.checkpoint.features import (
@@ -26,18 +26,25 @@ from ep_serve.checkpoint.features import (
     Bounds,
     image_patches,
     log_mel,
-    shrunk,
     video_patches,
 )
+from ep_serve.engine.decoding import Decoder, Measure
+from ep_serve.engine.media_budget import MemoryGate, TokenBudget
 from ep_serve.engine.media_ids import MediaId, MediaIds
-from ep_serve.engine.medium import DecodedMedium, EncodedMedium, Medium, Modality
+from ep_serve.engine.medium import Medium, Modality
 from ep_serve.engine.metrics import metrics
-from ep_serve.layout import Audio, Image, Video, audio_token_count
+from ep_serve.layout import Audio, Image, Video, audio_token_count, video_tokens
 from ep_serve.layout import Medium as Shape
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ep_serve.engine.settings import MediaOptions, Settings
 
+MERGE = 2
+"""Patches along the side of a token."""
+MEASURED = 64
+"""Media that were measured and not yet decoded."""
 REMEMBERED = 65_536
 """Media whose shape is known."""
 
@@ -71,10 +78,8 @@ class MediaProcessor:
         self._image_processor = hf_processor.image_processor
         self._feature_extractor = hf_processor.feature_extractor
         self._settings = settings
-        self._limits = media.MediaLimits(
-            max_duration_s=settings.engine.max_media_seconds,
-            timeout_s=settings.engine.decode_timeout_s,
-        )
+        self._decoder = Decoder(settings)
+        self._gate = MemoryGate(max(1, int(settings.engine.decode_memory_gib * 2**30)))
         self._dtype = dtype
         capacity = max(1, int(settings.engine.media_cache_gib * 2**30))
         self._recent: LRUCache[bytes, MediumFeatures] = LRUCache(
@@ -83,6 +88,7 @@ class MediaProcessor:
         self._running: dict[bytes, Future[MediumFeatures]] = {}
         self._ids = MediaIds()
         self._shapes: LRUCache[bytes, Shape] = LRUCache(REMEMBERED)
+        self._measures: LRUCache[bytes, Measure] = LRUCache(MEASURED)
         self._lock = threading.Lock()
         self.hits = 0
         self.misses = 0
@@ -128,6 +134,25 @@ class MediaProcessor:
             known = self._shapes.get(key)
         return known if known is not None else self.features(medium, key, options).shape
 
+    def check_tokens(
+        self, medium: Medium | None, key: bytes, options: MediaOptions, budget: TokenBudget
+    ) -> None:
+        """Count the tokens of a medium against a request's budget, before it is decoded.
+
+        Raises:
+            VLLMValidationError: too many, or what is wrong with the file (HTTP 400).
+        """
+        with self._lock:
+            shape = self._shapes.get(key)
+        if shape is not None:
+            tokens = token_count(shape)
+        elif medium is not None:
+            bounds = self._pixel_bounds(medium.modality, options)
+            tokens = self._measure(medium, key, options, bounds).tokens
+        else:  # only an id: its features are known, or it is refused by `features`
+            return
+        budget.take(tokens, self._settings.max_full_tokens)
+
     def features(self, medium: Medium | None, key: bytes, options: MediaOptions) -> MediumFeatures:
         """Look the features up, or compute them.
 
@@ -164,17 +189,34 @@ class MediaProcessor:
         if medium is None:
             raise self._only_an_id(key, options)
         bounds = self._pixel_bounds(medium.modality, options)
-        try:
-            with metrics().timed("decode"):
-                decoded = self._decoded(medium, options, bounds)
-            with metrics().timed("features"):
-                if isinstance(decoded, media.Clip):
-                    return self._video(key, decoded, bounds)
-                if medium.modality == "audio":
-                    return self._sound(key, decoded)
-                return self._image(key, decoded, bounds)
-        except media.MediaError as error:
-            raise VLLMValidationError(str(error), parameter=f"{medium.modality}_url") from None
+        measure = self._measure(medium, key, options, bounds)
+        with _refusals(medium), self._gate.hold(measure.nbytes):
+            return self._decode(medium, key, options, bounds, measure)
+
+    def _decode(
+        self, medium: Medium, key: bytes, options: MediaOptions, bounds: Bounds, measure: Measure
+    ) -> MediumFeatures:
+        with metrics().timed("decode"):
+            decoded = self._decoder.decode(medium, options, bounds, measure)
+        with metrics().timed("features"):
+            if isinstance(decoded, media.Clip):
+                return self._video(key, decoded, bounds)
+            if medium.modality == "audio":
+                return self._sound(key, decoded)
+            return self._image(key, decoded, bounds)
+
+    def _measure(
+        self, medium: Medium, key: bytes, options: MediaOptions, bounds: Bounds
+    ) -> Measure:
+        with self._lock:
+            known = self._measures.get(key)
+        if known is not None:
+            return known
+        with _refusals(medium):
+            measure = self._decoder.measure(medium, options, bounds)
+        with self._lock:
+            self._measures[key] = measure
+        return measure
 
     def _only_an_id(self, key: bytes, options: MediaOptions) -> VLLMValidationError:
         with self._lock:
@@ -211,42 +253,6 @@ class MediaProcessor:
         if options.max_pixels is not None:
             low, high = min(low, options.max_pixels), options.max_pixels
         return low, high
-
-    # -- decoding ------------------------------------------------------------------------------
-
-    def _decoded(
-        self, medium: Medium, options: MediaOptions, bounds: Bounds
-    ) -> media.Clip | np.ndarray:
-        if medium.modality == "video":
-            return self._clip(medium, options, bounds)
-        return self._waveform(medium) if medium.modality == "audio" else self._picture(medium)
-
-    def _clip(self, medium: Medium, options: MediaOptions, bounds: Bounds) -> media.Clip:
-        if isinstance(medium, DecodedMedium):
-            frames = _even(medium.array)
-            return media.Clip(
-                frames=frames, fps=medium.rate, sound=None, duration_s=len(frames) / medium.rate
-            )
-        rule = media.SamplingRule(fps=options.fps, max_frames=self._settings.media.max_frames)
-
-        def shrink(height: int, width: int) -> tuple[int, int]:
-            """Large frames shrink as they are decoded: a long clip of them would fill memory."""
-            return shrunk(height, width, bounds)
-
-        return media.decode_clip(medium.data, rule, self._limits, sound=options.sound, size=shrink)
-
-    def _waveform(self, medium: Medium) -> np.ndarray:
-        if isinstance(medium, EncodedMedium):
-            return media.decode_sound(medium.data, self._limits)
-        if medium.rate == SAMPLE_RATE:
-            return medium.array
-        resampler = AudioResampler(target_sr=SAMPLE_RATE)
-        return np.asarray(resampler.resample(medium.array, orig_sr=medium.rate), dtype=np.float32)
-
-    def _picture(self, medium: Medium) -> np.ndarray:
-        if isinstance(medium, EncodedMedium):
-            return media.decode_image(medium.data, self._limits)
-        return medium.array
 
     # -- features ------------------------------------------------------------------------------
 
@@ -286,9 +292,21 @@ def _content(medium: Medium) -> bytes:
     return medium.modality.encode() + medium.digest
 
 
-def _even(frames: np.ndarray) -> np.ndarray:
-    """An even number of frames: two make one temporal patch, the last one may repeat."""
-    return frames if len(frames) % 2 == 0 else np.concatenate([frames, frames[-1:]])
+@contextmanager
+def _refusals(medium: Medium) -> Iterator[None]:
+    """Errors about a file as HTTP 400 to the part of the request that it came in."""
+    try:
+        yield
+    except media.MediaError as error:
+        raise VLLMValidationError(str(error), parameter=f"{medium.modality}_url") from None
+
+
+def token_count(shape: Shape) -> int:
+    """Audio, video and image tokens of a medium before reduction."""
+    if isinstance(shape, Audio):
+        return shape.tokens
+    sound = shape.audio_tokens if isinstance(shape, Video) else 0
+    return video_tokens(shape.grid_thw, MERGE) + sound
 
 
 _current: MediaProcessor | None = None
@@ -300,14 +318,21 @@ def set_current(processor: MediaProcessor) -> None:
     _current = processor
 
 
-def prepare(medium: Medium, options: MediaOptions) -> None:
+def prepare(medium: Medium, options: MediaOptions, budget: TokenBudget) -> None:
     """Compute the features of a medium that a request will ask for in a moment.
 
     vLLM processes the prompts of a process one after the other; what is prepared while media are
     fetched runs side by side.
 
+    Args:
+        medium: one of the request's media.
+        options: those of the request.
+        budget: that of the request.
+
     Raises:
-        VLLMValidationError: what is wrong with the file (HTTP 400).
+        VLLMValidationError: what is wrong with the file, or too many tokens (HTTP 400).
     """
     if _current is not None:
-        _current.features(medium, _current.key(medium, None, options), options)
+        key = _current.key(medium, None, options)
+        _current.check_tokens(medium, key, options, budget)
+        _current.features(medium, key, options)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from vllm.multimodal.parse import (
 )
 
 from ep_serve.engine.features import prepare
+from ep_serve.engine.media_budget import TokenBudget
 from ep_serve.engine.medium import DecodedMedium, EncodedMedium, Medium, Modality
 from ep_serve.engine.metrics import metrics
 from ep_serve.engine.settings import OPTIONS_KEY, MediaOptions
@@ -76,7 +78,14 @@ class EncodedIO(MediaIO[EncodedMedium]):
 
 @MEDIA_CONNECTOR_REGISTRY.register(CONNECTOR)
 class EncodedMediaConnector(MediaConnector):
-    """vLLM's connector (limits, redirects, allowed domains), with media left encoded."""
+    """vLLM's connector (limits, redirects, allowed domains), with media left encoded.
+
+    vLLM makes one for each request.
+    """
+
+    @cached_property
+    def _budget(self) -> TokenBudget:
+        return TokenBudget()
 
     def fetch_video(self, video_url: str, **_: Any) -> EncodedMedium:
         return self._fetch("video", video_url)
@@ -112,7 +121,7 @@ class EncodedMediaConnector(MediaConnector):
             raise _fetch_error(modality, error) from error
         if (options := self.media_io_kwargs.get(OPTIONS_KEY)) is not None:
             await asyncio.get_running_loop().run_in_executor(
-                global_thread_pool, prepare, medium, MediaOptions(**options)
+                global_thread_pool, prepare, medium, MediaOptions(**options), self._budget
             )
         return medium
 

@@ -27,6 +27,7 @@ from vllm.transformers_utils.processor import cached_processor_from_config
 
 from ep_serve.engine.features import MediaProcessor, MediumFeatures, set_current
 from ep_serve.engine.item import MODALITY, PATCH_VALUES, PROFILING_KEY, Span, cover, pack
+from ep_serve.engine.media_budget import TokenBudget
 from ep_serve.engine.media_ids import MediaId
 from ep_serve.engine.media_io import MediumParser
 from ep_serve.engine.metrics import metrics
@@ -161,6 +162,9 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
         keys = [self.media.key(medium, name, options) for medium, name in media]
         given = [(medium, key, options) for (medium, _), key in zip(media, keys, strict=True)]
         with timing_ctx.record("media"):
+            budget = TokenBudget()
+            for one in given:
+                self.media.check_tokens(*one, budget)
             shapes = [self.media.shape(*medium) for medium in given]
             for medium, name in media:
                 self.media.remember_id(medium, name)

@@ -107,6 +107,11 @@ class EngineSettings(BaseModel):
     """Memory for the tower outputs of recent media, on the device of the model."""
     media_cache_gib: float = Field(default=2.0, ge=0)
     """Memory for the processed pixels and spectra of recent media, in the API process."""
+    decode_memory_gib: float = Field(default=4.0, gt=0)
+    """Memory for decoding media and computing their features at the same time, in the API process.
+
+    Media whose estimated need is not free wait for those before them.
+    """
     max_media_seconds: float = Field(default=1800.0, gt=0)
     """Longest video or sound that is decoded."""
     decode_timeout_s: float = Field(default=60.0, gt=0)

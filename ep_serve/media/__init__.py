@@ -4,17 +4,18 @@ Nothing here knows a model. Decoding happens in memory, in the calling thread, a
 and no address; several threads may decode at once.
 """
 
-from ep_serve.media.clip import Clip, decode_clip
+from ep_serve.media.clip import Clip, ClipPlan, decode_clip, plan_clip
 from ep_serve.media.counter import DecodeCounter, decodes
 from ep_serve.media.errors import MediaError
-from ep_serve.media.image import decode_image
+from ep_serve.media.image import decode_image, image_size
 from ep_serve.media.limits import MediaLimits
 from ep_serve.media.sampling import SamplingRule
-from ep_serve.media.sound import SAMPLE_RATE, decode_sound
+from ep_serve.media.sound import SAMPLE_RATE, decode_sound, sound_seconds
 
 __all__ = [
     "SAMPLE_RATE",
     "Clip",
+    "ClipPlan",
     "DecodeCounter",
     "MediaError",
     "MediaLimits",
@@ -23,4 +24,7 @@ __all__ = [
     "decode_image",
     "decode_sound",
     "decodes",
+    "image_size",
+    "plan_clip",
+    "sound_seconds",
 ]

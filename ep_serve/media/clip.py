@@ -18,6 +18,7 @@ from PIL import Image
 
 from ep_serve.media.containers import (
     UNTIMED,
+    PacketSpan,
     check_complete,
     check_reach,
     open_media,
@@ -50,8 +51,13 @@ class Clip:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
-    """Which frames to keep: `moments` (T,) ascending, timestamps or frame numbers."""
+class ClipPlan:
+    """What a video would be decoded to, found without decoding.
+
+    `moments` (T,) are the frames to keep, ascending timestamps or frame numbers. `height` and
+    `width` in pixels are what the header states, `sound_s` is how many seconds of sound the packets
+    add up to (0 without sound), `fps` and `duration_s` are those of the `Clip`.
+    """
 
     moments: list[int]
     timed: bool
@@ -59,6 +65,9 @@ class _Plan:
     duration_s: float
     start_s: float | None
     has_sound: bool
+    height: int
+    width: int
+    sound_s: float
 
 
 def decode_clip(
@@ -68,6 +77,7 @@ def decode_clip(
     *,
     sound: bool = True,
     size: Resize | None = None,
+    plan: ClipPlan | None = None,
 ) -> Clip:
     """Decode the frames of a video that `rule` asks for, and its sound.
 
@@ -83,13 +93,14 @@ def decode_clip(
             scaled one by one (Pillow's antialiased bicubic), so that full-size frames are never
             held together; frames that have that size already keep their pixels. It may raise
             `MediaError` for a size it cannot use.
+        plan: that of `plan_clip` for this file and rule, if it is known already.
 
     Raises:
         MediaError: the file cannot be read or exceeds a limit.
     """
     decodes.add("video")
     deadline = Deadline(limits.timeout_s)
-    plan = _plan(data, rule, limits, deadline)
+    plan = plan or _plan(data, rule, limits, deadline)
     frames = _decode_frames(data, plan, limits, deadline, size)
     track = None
     if sound and plan.has_sound:
@@ -97,11 +108,20 @@ def decode_clip(
     return Clip(frames, plan.fps, track, plan.duration_s)
 
 
-def _plan(data: bytes, rule: SamplingRule, limits: MediaLimits, deadline: Deadline) -> _Plan:
-    """Walk the packets, without decoding, to learn when the frames are shown."""
+def plan_clip(data: bytes, rule: SamplingRule, limits: MediaLimits) -> ClipPlan:
+    """Walk the packets of a video, without decoding, to learn when its frames are shown.
+
+    Raises:
+        MediaError: as `decode_clip`, as far as it can be known without decoding.
+    """
+    return _plan(data, rule, limits, Deadline(limits.timeout_s))
+
+
+def _plan(data: bytes, rule: SamplingRule, limits: MediaLimits, deadline: Deadline) -> ClipPlan:
     with open_media(data, "video", limits, deadline) as container:
         stream = _video_stream(container, limits)
-        stamps = _timestamps(container, stream, limits, deadline)
+        sound = PacketSpan(pick_stream(container.streams.audio))
+        stamps = _timestamps(container, stream, sound, limits, deadline)
         known = sorted(stamp for stamp in stamps if stamp is not None)
         unit = stream.time_base
         # Frames are counted, not timed, wherever timestamps are guessed, missing or repeated.
@@ -113,18 +133,26 @@ def _plan(data: bytes, rule: SamplingRule, limits: MediaLimits, deadline: Deadli
         limits.check_duration("video", total / rate)
         times = np.array(known, np.int64) if timed else None
         choice = choose_frames(total, rate, rule, times)
-        return _Plan(
+        start_s = float(known[0] * unit) if timed and unit is not None else None
+        return ClipPlan(
             moments=(choice.indices if times is None else times[choice.indices]).tolist(),
             timed=timed,
             fps=choice.fps,
             duration_s=total / rate,
-            start_s=float(known[0] * unit) if timed and unit is not None else None,
+            start_s=start_s,
             has_sound=bool(container.streams.audio),
+            height=stream.codec_context.height,
+            width=stream.codec_context.width,
+            sound_s=sound.seconds(start_s),
         )
 
 
 def _timestamps(
-    container: InputContainer, stream: VideoStream, limits: MediaLimits, deadline: Deadline
+    container: InputContainer,
+    stream: VideoStream,
+    sound: PacketSpan,
+    limits: MediaLimits,
+    deadline: Deadline,
 ) -> list[int | None]:
     """The presentation time of every frame of a stream, in the order of the file."""
     stamps: list[int | None] = []
@@ -134,6 +162,7 @@ def _timestamps(
         deadline.check()
         if packet.pts is not None and packet.duration and packet.time_base:
             end_s = max(end_s, float((packet.pts + packet.duration) * packet.time_base))
+        sound.add(packet)
         if packet.stream_index != stream.index or not packet.size:
             continue
         packets += 1
@@ -171,7 +200,7 @@ def _frame_rate(stated: Fraction | None, measured: Fraction | None) -> float:
 
 
 def _decode_frames(
-    data: bytes, plan: _Plan, limits: MediaLimits, deadline: Deadline, size: Resize | None
+    data: bytes, plan: ClipPlan, limits: MediaLimits, deadline: Deadline, size: Resize | None
 ) -> NDArray[np.uint8]:
     """Decode up to the last frame wanted; only frames that are wanted are converted to RGB."""
     moments = plan.moments

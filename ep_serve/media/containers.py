@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import av
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Disposition, Stream
 
 from ep_serve.media.errors import MediaError
@@ -134,6 +135,39 @@ def check_reach(container: InputContainer, what: str, end_s: float) -> None:
             f"the {what} is cut short: its header states {stated:.1f} s, "
             f"the file holds {end_s:.1f} s"
         )
+
+
+class PacketSpan:
+    """How many seconds the packets of a stream add up to; of no stream, 0."""
+
+    def __init__(self, stream: Stream | None) -> None:
+        self._index = None if stream is None else stream.index
+        self._sum = 0.0
+        self._first: float | None = None
+        self._end = 0.0
+
+    def add(self, packet: Packet[Any]) -> None:
+        if packet.stream_index != self._index or not packet.size or packet.is_discard:
+            return
+        if packet.time_base is None:
+            return
+        length = float((packet.duration or 0) * packet.time_base)
+        self._sum += length
+        if packet.pts is not None:
+            begin = float(packet.pts * packet.time_base)
+            self._first = begin if self._first is None else min(self._first, begin)
+            self._end = max(self._end, begin + length)
+
+    def seconds(self, start_s: float | None = None) -> float:
+        """Seconds from `start_s`, if given, to the end of the last packet.
+
+        Without it, the sum of all packets or the time that they span, whichever is longer.
+        """
+        if self._first is None:
+            return self._sum
+        if start_s is not None:
+            return max(0.0, self._end - start_s)
+        return max(self._sum, self._end - self._first)
 
 
 @contextmanager

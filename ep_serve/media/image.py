@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +29,40 @@ def decode_image(data: bytes, limits: MediaLimits) -> NDArray[np.uint8]:
     Raises:
         MediaError: the image cannot be read or exceeds a limit.
     """
+    with _opened(data, limits) as image:
+        decodes.add("image")
+        image.load()
+        upright: Image.Image = image
+        with suppress(Exception):  # damaged EXIF data does not damage the picture
+            upright = ImageOps.exif_transpose(image)
+        return np.array(_rgb(upright), np.uint8, order="C")
+
+
+def image_size(data: bytes, limits: MediaLimits) -> tuple[int, int]:
+    """(height, width) of an image in pixels, as its header states them.
+
+    Raises:
+        MediaError: as `decode_image`, as far as it can be known without decoding.
+    """
+    with _opened(data, limits) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _opened(data: bytes, limits: MediaLimits) -> Iterator[Image.Image]:
+    """Open an image inside the limits; what is raised within the block becomes a `MediaError`."""
     if not data:
         raise MediaError("the image is empty (0 bytes)")
-    decodes.add("image")
     deadline = Deadline(limits.timeout_s)
     try:
-        return _decode(data, limits, deadline)
+        with Image.open(Source(data, deadline), formats=FORMATS) as image:
+            limits.check_picture("image", image.height, image.width)
+            scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1
+            if scans > MAX_JPEG_SCANS:
+                raise MediaError(
+                    f"the image has {scans} scans; the limit is {MAX_JPEG_SCANS} scans"
+                )
+            yield image
     except MediaError:
         raise
     except Image.DecompressionBombError as error:
@@ -51,19 +80,6 @@ def decode_image(data: bytes, limits: MediaLimits) -> NDArray[np.uint8]:
     except Exception as error:  # Pillow's plugins raise errors of every kind on damaged data
         deadline.check()
         raise MediaError("the image is cut short or damaged and cannot be read") from error
-
-
-def _decode(data: bytes, limits: MediaLimits, deadline: Deadline) -> NDArray[np.uint8]:
-    with Image.open(Source(data, deadline), formats=FORMATS) as image:
-        limits.check_picture("image", image.height, image.width)
-        scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1
-        if scans > MAX_JPEG_SCANS:
-            raise MediaError(f"the image has {scans} scans; the limit is {MAX_JPEG_SCANS} scans")
-        image.load()
-        upright: Image.Image = image
-        with suppress(Exception):  # damaged EXIF data does not damage the picture
-            upright = ImageOps.exif_transpose(image)
-        return np.array(_rgb(upright), np.uint8, order="C")
 
 
 def _rgb(image: Image.Image) -> Image.Image:

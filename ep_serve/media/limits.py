@@ -18,6 +18,8 @@ class MediaLimits:
 
     max_duration_s: float = 1800.0
     """Seconds of picture or sound: 45,000 audio tokens, more than a prompt can hold."""
+    max_sound_s: float = 1800.0
+    """Seconds of sound that are decoded, of a file or of the sound track of a video."""
     max_pixels: int = 8192 * 4320
     """Pixels of one picture: the largest frame of common H.264, HEVC and AV1 levels."""
     max_aspect: float = 200.0

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ep_serve.media.containers import (
     UNTIMED,
+    PacketSpan,
     check_complete,
     open_media,
     pick_stream,
@@ -56,6 +57,23 @@ def decode_sound(data: bytes, limits: MediaLimits) -> NDArray[np.float32]:
     return samples
 
 
+def sound_seconds(data: bytes, limits: MediaLimits) -> float:
+    """How many seconds of sound the packets of a file add up to, without decoding.
+
+    Raises:
+        MediaError: the file cannot be read, holds no sound, or exceeds a limit.
+    """
+    deadline = Deadline(limits.timeout_s)
+    with open_media(data, "sound", limits, deadline) as container:
+        stream = _audio_stream(container, limits)
+        span = PacketSpan(stream)
+        for packet in container.demux(stream):
+            deadline.check()
+            span.add(packet)
+            limits.check_duration("sound", span.seconds())
+        return span.seconds()
+
+
 def sound_track(
     data: bytes, limits: MediaLimits, deadline: Deadline, *, start_s: float | None = None
 ) -> NDArray[np.float32] | None:
@@ -69,10 +87,7 @@ def sound_track(
     """
     decodes.add("audio")
     with open_media(data, "sound", limits, deadline) as container:
-        stream = pick_stream(container.streams.audio)
-        if stream is None:
-            raise MediaError("the file has no sound track")
-        prepare_decoder(stream, "sound", limits)
+        stream = _audio_stream(container, limits)
         track = _Track(limits, start_s)
         timed = container.format.name not in UNTIMED
         for frame in _frames(container, stream, deadline):
@@ -84,6 +99,14 @@ def sound_track(
     if not peak <= FULL_SCALE:  # also true of "not a number"
         raise MediaError(f"the sound has samples of size {peak:g}; the limit is {FULL_SCALE:g}")
     return samples
+
+
+def _audio_stream(container: InputContainer, limits: MediaLimits) -> AudioStream:
+    stream = pick_stream(container.streams.audio)
+    if stream is None:
+        raise MediaError("the file has no sound track")
+    prepare_decoder(stream, "sound", limits)
+    return stream
 
 
 def _frames(
@@ -111,7 +134,7 @@ class _Track:
     """Mixes and resamples frames, and puts them where their timestamps say, up to a limit."""
 
     def __init__(self, limits: MediaLimits, start_s: float | None) -> None:
-        self._limits = limits
+        self._max_s = min(limits.max_duration_s, limits.max_sound_s)
         self._origin = start_s
         self._position = 0  # samples after the origin; negative before it
         self._parts: list[NDArray[np.float32]] = []
@@ -148,7 +171,7 @@ class _Track:
             self._position = early if early < -GAP_S * SAMPLE_RATE else 0
         missing = round((time_s - self._origin) * SAMPLE_RATE) - self._position
         if missing > GAP_S * SAMPLE_RATE:
-            self._limits.check_duration("sound", (self._position + missing) / SAMPLE_RATE)
+            self._check(self._position + missing)
             self._append(np.zeros(missing, np.float32))
 
     def _flush(self) -> None:
@@ -162,9 +185,10 @@ class _Track:
     def _append(self, samples: NDArray[np.float32]) -> None:
         kept = samples[max(0, -self._position) :]
         self._position += len(samples)
-        if self._position > self._limits.max_duration_s * SAMPLE_RATE:
-            raise MediaError(
-                f"the sound lasts longer than the limit of {self._limits.max_duration_s:g} s"
-            )
+        self._check(self._position)
         if kept.size:
             self._parts.append(kept)
+
+    def _check(self, position: int) -> None:
+        if position > self._max_s * SAMPLE_RATE:
+            raise MediaError(f"the sound lasts longer than the limit of {self._max_s:g} s")

@@ -1,12 +1,14 @@
 """Requests that were in flight when engines broke, so that none ends one engine after the other.
 
-An engine that breaks takes all its requests with it, and nothing tells which of them was the cause.
-So requests are recorded by their content, whoever sends them, with the breaks they were part of:
+An engine that breaks takes all its requests with it, and nothing tells which of them was the cause,
+or whether one was. So requests are recorded by their content, whoever sends them, with the breaks
+that they were part of:
 
-- after two breaks, content that was part of both and nothing else was is refused for a while;
-- content that shares both breaks with others is admitted on trial, a few requests at a time and
-  without a second engine: an answer clears it, another break leaves it as the only suspect;
-- content that has been answered before is refused only after a third break.
+- content that was part of two breaks, and was all that they have in common, is refused for a while;
+- content that shares both breaks with others is on trial: it is admitted a few at a time, while
+  another engine stays, and not tried again on a second one. An answer clears it, a third break
+  leaves it as the cause. That others are cleared says nothing: perhaps no request was the cause;
+- content that has been answered before is refused only after a third break, too.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from ep_serve.gateway.errors import ApiError
 
@@ -32,7 +35,8 @@ MAX_ENTRIES = 4_096
 
 @dataclass(slots=True)
 class _Record:
-    breaks: set[int] = field(default_factory=set)
+    breaks: dict[int, set[bytes]] = field(default_factory=dict)
+    """What was in flight at each break, by its number."""
     until: float = 0.0
 
 
@@ -48,7 +52,7 @@ class Quarantine:
         self._seconds = seconds
         self._metrics = metrics
         self._records: OrderedDict[bytes, _Record] = OrderedDict()  # ordered by `until`
-        self._in_flight: dict[int, set[bytes]] = {}
+        self._breaks: WeakValueDictionary[int, set[bytes]] = WeakValueDictionary()
         self._answered: OrderedDict[bytes, None] = OrderedDict()
         self._trials = 0
 
@@ -61,13 +65,7 @@ class Quarantine:
         """
         trial = self.check(content)
         if trial and self._trials >= max(1, self._suspects() // 4):
-            raise ApiError(
-                503,
-                "Two engines failed while they processed this request and others; such requests "
-                "are admitted a few at a time.",
-                code="overloaded",
-                retry_after=2,
-            )
+            raise not_now()
         self._trials += trial
         try:
             yield trial
@@ -84,7 +82,7 @@ class Quarantine:
         record = self._records.get(content)
         if record is None or len(record.breaks) < 2:
             return False
-        shared = set.intersection(*(self._in_flight[number] for number in record.breaks))
+        shared = set.intersection(*record.breaks.values())
         if len(shared) > 1 or (len(record.breaks) == 2 and content in self._answered):
             return True
         self._metrics.refused.labels("quarantine").inc()
@@ -110,13 +108,13 @@ class Quarantine:
         self._records.move_to_end(content)
         record.until = time.monotonic() + self._seconds
         if number not in record.breaks:
-            record.breaks.add(number)
-            self._in_flight.setdefault(number, set()).add(content)
+            contents = record.breaks[number] = self._breaks.setdefault(number, set())
+            contents.add(content)
             if len(record.breaks) == 2:
                 self._metrics.quarantined.inc()
                 logger.error("request quarantined: two engines failed while they processed it")
         if len(self._records) > MAX_ENTRIES:
-            self._forget(next(iter(self._records)))
+            self._records.popitem(last=False)
 
     def answered(self, content: bytes) -> None:
         """Clear a request that an engine answered."""
@@ -124,8 +122,7 @@ class Quarantine:
         self._answered.move_to_end(content)
         if len(self._answered) > MAX_ENTRIES:
             self._answered.popitem(last=False)
-        if content in self._records:
-            self._forget(content)
+        self._records.pop(content, None)
 
     def _suspects(self) -> int:
         return sum(len(record.breaks) > 1 for record in self._records.values())
@@ -133,14 +130,17 @@ class Quarantine:
     def _expire(self) -> None:
         now = time.monotonic()
         while self._records:
-            content, record = next(iter(self._records.items()))
-            if record.until > now:
+            if next(iter(self._records.values())).until > now:
                 return
-            self._forget(content)
+            self._records.popitem(last=False)
 
-    def _forget(self, content: bytes) -> None:
-        for number in self._records.pop(content).breaks:
-            contents = self._in_flight[number]
-            contents.discard(content)
-            if not contents:
-                del self._in_flight[number]
+
+def not_now() -> ApiError:
+    """The refusal of a request on trial."""
+    return ApiError(
+        503,
+        "Two engines failed while they processed this request and others; such requests are "
+        "admitted a few at a time, while enough engines work.",
+        code="overloaded",
+        retry_after=2,
+    )

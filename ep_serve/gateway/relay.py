@@ -21,7 +21,7 @@ from starlette.responses import Response
 from ep_serve.gateway.circuit import Outcome
 from ep_serve.gateway.connections import BrokenAnswerError, Connection
 from ep_serve.gateway.errors import ApiError
-from ep_serve.gateway.quarantine import Quarantine
+from ep_serve.gateway.quarantine import Quarantine, not_now
 from ep_serve.gateway.sse import DATA, Events, EventTooLargeError, error_event
 from ep_serve.gateway.streaming import (
     BodyWriter,
@@ -120,6 +120,8 @@ class Relay:
             ApiError: nothing was sent, and this is what the client is to be told.
         """
         with self._quarantine.admitted(job.content) as on_trial:
+            if on_trial and not self._router.has_spare(job.demand):
+                raise not_now()
             streamed, rest = await self._asked_in_turn(job, scope, send, on_trial)
         # The engine is free again, however slowly the client reads.
         if rest is None:

@@ -98,6 +98,11 @@ class Router:
         """Whether an engine that did not fail yet could be tried."""
         return bool(self._able(demand, avoid))
 
+    def has_spare(self, demand: Demand) -> bool:
+        """Whether others can be served if one engine ends, or the model has only one anyway."""
+        serving = [one for one in self._upstreams.all if one.serves(demand.model)]
+        return len(serving) == 1 or len(self._able(demand, frozenset())) > 1
+
     def release(self, upstream: Upstream, demand: Demand, outcome: Outcome | None) -> None:
         """Give an engine back; `outcome` is None if it says nothing about the engine."""
         upstream.end(demand.work, outcome)

@@ -99,23 +99,22 @@ class _ChatAnswer(Response):
     ) -> None:
         parts, key = self._gateway, self._key
         async with parts.media.lent(chat.parts, key) as lent:
-            content = chat.content(lent.names)
             forward = parts.settings.forward_priority
-            encoded = chat.encoded(
-                priority=-key.priority if forward else None,
-                cache_salt=None if parts.keys.anonymous else _salt(key),
-            )
-            chat.clear()
-            reserved.resize(len(encoded))
             job = Job(
-                body=encoded,
-                content=content,
+                content=chat.content(lent.digests),
+                body=chat.encoded(
+                    priority=-key.priority if forward else None,
+                    cache_salt=None if parts.keys.anonymous else _salt(key),
+                ),
+                sent=lambda: reserved.resize(0),
                 stream=chat.stream,
                 hide_usage=chat.hide_usage,
                 demand=Demand(chat.model, lent.affinity, 1.0 + lent.work, key.priority),
                 context=context.of(scope),
                 secrets=(f"{parts.media.lender.base_url}/media/".encode(),),
             )
+            chat.clear()
+            reserved.resize(len(job.body))
             await parts.relay.answer(job, scope, send)
 
 

@@ -84,15 +84,20 @@ class ChatRequest:
             )
         refuse_media_tokens(body, leaves)
 
-    def content(self, names: dict[str, str]) -> bytes:
+    def content(self, digests: dict[str, str]) -> bytes:
         """A digest of what is asked, the same whoever asks it.
 
         Args:
-            names: the digests of the media, by the URLs and ids that stand for them in the body.
+            digests: those of the media, by the URLs that stand for them in the body.
         """
+        lent = [(part.part, dict(part.part)) for part in self.parts]
+        for part, value in lent:  # their URLs and ids differ between requests
+            medium = value[value["type"]]
+            part[value["type"]] = {**medium, "url": digests[medium["url"]]}
+            del part["uuid"]
         text = pydantic_core.to_json(self._body)
-        for name, digest in names.items():
-            text = text.replace(name.encode(), digest.encode())
+        for part, value in lent:
+            part.update(value)
         return hashlib.blake2b(text, digest_size=16).digest()
 
     def encoded(self, priority: int | None, cache_salt: str | None) -> bytes:

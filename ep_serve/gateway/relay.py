@@ -34,7 +34,7 @@ from ep_serve.gateway.streaming import (
 from ep_serve.gateway.upstreams import BUSY
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from starlette.types import Scope, Send
 
@@ -61,7 +61,9 @@ class Job:
     """One request, ready to be sent."""
 
     body: bytes
-    """Dropped when it is not needed for another engine any more."""
+    """Dropped when no other engine will need it."""
+    sent: Callable[[], None]
+    """Called when `body` was dropped."""
     content: bytes
     """A digest of what is asked, the same for everybody who asks it."""
     stream: bool
@@ -153,7 +155,8 @@ class Relay:
                     if answer.events is None:
                         rest, reason = self._complete(answer, job), ""
                     else:
-                        job.body = b""  # no other engine is tried any more
+                        job.body = b""
+                        job.sent()
                         rest, reason = await self._stream(answer, answer.events, job, scope, send)
                 outcome = await self._outcome(upstream, job, reason)
                 return answer.events is not None, rest

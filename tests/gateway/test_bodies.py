@@ -14,7 +14,7 @@ import pytest
 from ep_serve.gateway.settings import SettingsError, load
 from tests.clips import make_wav
 from tests.gateway.conftest import MakeWorld, World, bearer
-from tests.gateway.mock_upstream import MODEL
+from tests.gateway.mock_upstream import MODEL, MockUpstream
 from tests.gateway.test_api import check_error
 from tests.gateway.test_media import data_url, part
 
@@ -102,7 +102,8 @@ async def test_memory_is_given_back_however_a_request_ends(world: MakeWorld) -> 
 
 
 async def test_media_take_no_memory_once_they_are_stored(world: MakeWorld) -> None:
-    async with world(request=SETTINGS) as w, asyncio.TaskGroup() as tasks:
+    patient = {"idle_timeout_s": 60}  # the streams wait for each other
+    async with world(request=SETTINGS, routing=patient) as w, asyncio.TaskGroup() as tasks:
         w.engine.gate = asyncio.Event()
 
         async def ask(number: int) -> None:
@@ -116,6 +117,17 @@ async def test_media_take_no_memory_once_they_are_stored(world: MakeWorld) -> No
             await until(lambda expected=number + 1: w.engine.running == expected)
         assert w.gateway.bodies.quota.used_bytes < MIB // 4
         w.engine.gate.set()
+
+
+async def test_text_takes_no_memory_once_its_answer_has_begun(world: MakeWorld) -> None:
+    gate = asyncio.Event()
+    mocks = [MockUpstream(mode="die_before"), MockUpstream(gate=gate)]
+    async with world(mocks, request=SETTINGS) as w, w.stream("x" * (MIB // 2)) as response:
+        pieces = response.aiter_bytes()
+        assert await anext(pieces)
+        assert w.gateway.bodies.quota.used_bytes == 0
+        gate.set()
+        assert b"[DONE]" in b"".join([piece async for piece in pieces])
 
 
 async def test_a_body_may_take_its_time_but_not_stop(world: MakeWorld) -> None:

@@ -35,8 +35,8 @@ class Lent:
 
     affinity: str = ""
     work: float = 0.0
-    names: dict[str, str] = field(default_factory=dict)
-    """The digest of each medium, by its URL and by its id, which differ between requests."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """Those of the media, by their URLs."""
 
 
 class MediaService:
@@ -91,7 +91,7 @@ class MediaService:
                 url = stack.enter_context(self.lender.lent(path))
                 name = cache_id(key.owner, modality, blob.digest)
                 part.rewrite(modality, url, name)
-                lent.names |= {url: blob.digest, name: blob.digest}
+                lent.digests[url] = blob.digest
                 lent.affinity = lent.affinity or name
                 lent.work += WORK_PER_SECOND * max(1.0, float(facts["duration_s"]))
             yield lent

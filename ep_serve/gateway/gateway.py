@@ -73,7 +73,7 @@ class Gateway:
         await self.tracing.close()
 
     async def _reload_keys(self) -> None:
-        self.keys.reload_if_changed()
+        await asyncio.to_thread(self.keys.reload_if_changed)  # YAML of many keys takes a while
 
     async def _sweep(self) -> None:
         await self.media.store.sweep()

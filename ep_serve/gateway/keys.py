@@ -11,13 +11,13 @@ import hmac
 import logging
 import secrets
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ep_serve.gateway.errors import ApiError
-from ep_serve.gateway.settings import SettingsError
+from ep_serve.gateway.yaml_file import SettingsError, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _Name = Annotated[str, Field(pattern=r"^[\w.@-]{1,64}$")]
 class Key(BaseModel):
     """One entry of the key file. A limit that is not given does not exist."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: _Name
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -141,15 +141,16 @@ class KeyRing:
         """Read the file again if it changed; one that makes no sense changes nothing."""
         if self._file is None:
             return
+        stamp = None
         try:
             stamp = _stamp(self._file)
-            if stamp == self._stamp:
-                return
-            self._stamp = stamp
-            self._keys = _load(self._file)
-            logger.info("keys reloaded", extra={"keys": len(self._keys)})
-        except (SettingsError, OSError) as error:
-            logger.error("the key file was not reloaded: %s", error)
+            if stamp != self._stamp:
+                self._keys = _load(self._file)
+                logger.info("keys reloaded", extra={"keys": len(self._keys)})
+        except SettingsError as error:
+            if stamp != self._stamp:  # once for each change, not for each look
+                logger.error("the key file was not reloaded: %s", error)
+        self._stamp = stamp
 
 
 def new_key(name: str) -> tuple[str, str]:
@@ -164,20 +165,23 @@ def _stamp(file: Path) -> tuple[int, int, int]:
     try:
         status = file.stat()
     except OSError as error:
-        raise SettingsError(f"keys_file: {file} cannot be read ({error.strerror})") from None
+        raise SettingsError(f"keys_file: {file}: cannot be read ({error.strerror})") from None
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _load(file: Path) -> tuple[tuple[bytes, Key], ...]:
     try:
-        content: Any = yaml.safe_load(file.read_text())
+        content = read_yaml(file)
+    except SettingsError as error:
+        raise SettingsError(f"keys_file: {error}") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"keys_file: {file}: must have a list 'keys'")
+    try:
         keys = KeyFile.model_validate(content).keys
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"keys_file: {file} cannot be read ({type(error).__name__})") from None
     except ValidationError as error:
         # The values stay out of the message: somebody may have written a key instead of its digest.
         lines = (
-            f"keys_file: {'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            f"keys_file: {'.'.join(str(part) for part in item['loc']) or file}: {item['msg']}"
             for item in error.errors(include_input=False)
         )
         raise SettingsError("\n".join(lines)) from None

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import (
+    AfterValidator,
     AnyHttpUrl,
     BaseModel,
     ConfigDict,
@@ -30,6 +31,10 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 from pydantic_settings import SettingsError as PydanticSettingsError
+from yarl import URL
+
+from ep_serve.gateway.yaml_file import SettingsError as SettingsError
+from ep_serve.gateway.yaml_file import read_yaml
 
 from ep_serve.contract.generation import DEFAULT_MAX_N
 
@@ -37,17 +42,25 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Bytes = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+def _host_pattern(text: str) -> str:
+    """A pattern for hosts as they are connected to: encoded, in lower case, without a final dot."""
+    labels = text.rstrip(".").lower().split(".")
+    if any(not label.isascii() and "*" in label for label in labels):
+        raise ValueError("a '*' stands beside other letters only in an encoded name (xn--...)")
+    hosts = (label if label.isascii() else URL.build(host=label).raw_host for label in labels)
+    return ".".join(host or "" for host in hosts)
+
+
+HostPattern = Annotated[str, AfterValidator(_host_pattern)]
 UpstreamUrl = Annotated[AnyHttpUrl, UrlConstraints(allowed_schemes=["http", "https"])]
 
 ENV_PREFIX = "EP_SERVE_GATEWAY_"
 
 
-class SettingsError(Exception):
-    """The configuration makes no sense; the message has one line for each problem."""
-
-
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class MetricsSettings(_Section):
@@ -134,7 +147,7 @@ class FetchSettings(_Section):
 
     enabled: bool = True
     ports: tuple[Port, ...] = (80, 443)
-    allow_hosts: tuple[str, ...] | None = None
+    allow_hosts: tuple[HostPattern, ...] | None = None
     """Hosts that may be fetched from, `*.example.org` for all below one; everything public if not
     given."""
     allow_networks: tuple[IPvAnyNetwork, ...] = ()
@@ -256,7 +269,11 @@ class GatewaySettings(BaseSettings):
     """Everything that can be configured."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
     )
 
     host: str = "127.0.0.1"
@@ -352,12 +369,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{file}: is not YAML ({error})") from None
+    content = read_yaml(file)
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -156,6 +156,46 @@ def test_only_listed_hosts_are_fetched_from_if_there_is_a_list() -> None:
             check_url(url, settings)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "same", "others"),
+    [
+        ("strasse.example", ["strasse.example", "STRASSE.example."], ["stra\u00dfe.example"]),
+        (
+            "Stra\u00dfe.Example",
+            ["stra\u00dfe.example", "xn--strae-oqa.example", "XN--STRAE-OQA.example."],
+            ["strasse.example", "strase.example"],
+        ),
+        ("xn--strae-oqa.example", ["stra\u00dfe.example"], ["strasse.example"]),
+        ("*.b\u00fccher.example.", ["a.xn--bcher-kva.example"], ["a.bucher.example"]),
+        (
+            "*.example.org",
+            ["a.example.org", "a.B.example.org."],
+            ["a%2eexample.org", "example.org"],
+        ),
+        (
+            "a.example.org",
+            ["\uff41.example\u3002org"],
+            ["%61.example.org", "a.example.org%00.evil.net"],
+        ),
+        ("2606:4700::1", ["[2606:4700::1]"], ["[2606:4700::1%25eth0]", "[2606:4700::2]"]),
+    ],
+)
+def test_hosts_are_compared_as_they_are_connected_to(
+    pattern: str, same: list[str], others: list[str]
+) -> None:
+    settings = FetchSettings(allow_hosts=(pattern,))
+    for host in same:
+        assert check_url(f"http://{host}/a", settings), host
+    for host in others:
+        with pytest.raises(ApiError):
+            check_url(f"http://{host}/a", settings)
+
+
+def test_a_pattern_that_cannot_be_encoded_is_refused() -> None:
+    with pytest.raises(ValueError, match="xn--"):
+        FetchSettings(allow_hosts=("*b\u00fccher.example",))
+
+
 @given(st.text(max_size=60))
 def test_any_text_is_either_a_url_or_refused(text: str) -> None:
     for url in (text, f"http://{text}", f"https://example.org/{text}"):

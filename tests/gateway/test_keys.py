@@ -132,6 +132,61 @@ def test_a_key_file_that_makes_no_sense_is_refused(
         KeyRing(write_keys(tmp_path / "keys.yaml", entries))
 
 
+BROKEN = {
+    "is empty": b"",
+    "is a list": b"- name: a",
+    "is a word": b"sk-ep-secret",
+    "is not YAML": b"keys: [",
+    "is not text": b"\xff\xfe\x00",
+    "has a date that does not exist": b"keys: [{name: 2020-99-99, sha256: sk-ep-secret}]",
+    "has a number that is none": b"keys: [{name: a, priority: !!int sk-ep-secret}]",
+    "has a truth value that is none": b"keys: [{name: a, priority: !!bool sk-ep-secret}]",
+    "is nested without end": b"[" * 100_000,
+    "has a list where a word belongs": b"keys: [{name: [sk-ep-secret], sha256: {a: b}}]",
+    "has keys that are no list": b"keys: sk-ep-secret",
+    "has a ratio that is no number": b"keys: [{name: a, keep_ratio_min: .nan}]",
+    "says something twice": b"keys: [{name: a, name: sk-ep-secret}]",
+    "has keys twice": b"keys: []\nkeys: []",
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_key_file_is_a_sentence_at_the_start_and_changes_nothing_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    file = write_keys(tmp_path / "keys.yaml", [{"name": "a"}])
+    ring = KeyRing(file)
+    file.write_bytes(BROKEN[what])
+    with pytest.raises(SettingsError, match=r"^keys_file: ") as error:
+        KeyRing(file)
+    assert "secret" not in str(error.value)
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            ring.reload_if_changed()
+    assert [record.message.count("was not reloaded") for record in caplog.records] == [1]
+    assert "secret" not in caplog.text
+    assert ring.authenticate(bearer("a")["authorization"]).name == "a"
+
+
+def test_a_key_file_that_cannot_be_read_is_a_sentence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(SettingsError, match=rf"keys_file: {path}: cannot be read \("):
+            KeyRing(path)
+    file = write_keys(tmp_path / "keys.yaml", [{"name": "a"}])
+    ring = KeyRing(file)
+    file.unlink()
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            ring.reload_if_changed()
+    assert len(caplog.records) == 1
+    assert ring.authenticate(bearer("a")["authorization"]).name == "a"
+    write_keys(file, [{"name": "b"}])
+    ring.reload_if_changed()
+    assert ring.authenticate(bearer("b")["authorization"]).name == "b"
+
+
 def test_new_keys_differ_and_only_their_digest_is_kept() -> None:
     (first, entry), (second, _) = new_key("a"), new_key("a")
     assert first != second

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from ep_serve.gateway.command import add_options, run
 from ep_serve.gateway.settings import GatewaySettings, SettingsError, load, to_yaml
@@ -61,7 +64,39 @@ def test_every_mistake_is_named(tmp_path: Path) -> None:
     assert "nonsense: there is no such setting" in lines
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "\x00"])
+def numbers(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Where a model has numbers."""
+    for name, field in model.model_fields.items():
+        kinds = [field.annotation, *get_args(field.annotation)]
+        if float in kinds or int in kinds:
+            yield (*path, name)
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from numbers(kind, (*path, name))
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+@pytest.mark.parametrize("path", [".".join(path) for path in numbers(GatewaySettings)])
+def test_a_number_is_finite(tmp_path: Path, path: str, value: str) -> None:
+    file = tmp_path / "g.yaml"
+    nested: Any = yaml.safe_load(value)
+    for name in reversed(path.split(".")):
+        nested = {name: nested}
+    if path.startswith("store.s3"):
+        nested["store"]["s3"]["bucket"] = "media"
+    file.write_text(yaml.safe_dump({"upstreams": UPSTREAM, **nested}))
+    with pytest.raises(SettingsError, match=rf"^{path}: "):
+        load(file)
+
+
+def test_a_setting_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "g.yaml"
+    file.write_text("upstreams: [http://a]\nqueue:\n  timeout_s: 1\n  timeout_s: 2\n")
+    with pytest.raises(SettingsError, match=r"g\.yaml: has a key for the second time in line 4"):
+        load(file)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "\x00", "a: 2020-99-99", "[" * 100_000])
 def test_a_file_that_holds_no_settings_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "g.yaml"
     file.write_text(text)

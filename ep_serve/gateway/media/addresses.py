@@ -81,8 +81,7 @@ def check_url(text: str, settings: FetchSettings) -> URL:
     try:
         url = URL(text)
         port = url.port
-        host = (url.host or "").rstrip(".").lower()
-        name = host.encode("idna").decode() if not host.isascii() else host
+        name = (url.raw_host or "").rstrip(".").lower()  # encoded, as it is connected to
     except ValueError:  # UnicodeError is one
         raise refused("The URL is malformed.") from None
     if url.scheme not in ("http", "https"):
@@ -95,7 +94,7 @@ def check_url(text: str, settings: FetchSettings) -> URL:
     if not _is_plain(name):
         raise unreachable()
     if settings.allow_hosts is not None and not any(
-        fnmatch.fnmatchcase(name, pattern.lower()) for pattern in settings.allow_hosts
+        fnmatch.fnmatchcase(name, pattern) for pattern in settings.allow_hosts
     ):
         raise unreachable()
     if _is_literal(name) and not is_allowed(name, settings.allow_networks):

@@ -12,7 +12,7 @@ from ep_serve.gateway.errors import ApiError
 from ep_serve.gateway.json_body import JsonBody
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
     from starlette.requests import Request
 
@@ -143,7 +143,7 @@ def check_type(request: Request, wanted: str) -> None:
 
 async def stream(
     request: Request, max_bytes: int, settings: RequestSettings
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """The chunks of a body.
 
     A client may pause for `body_timeout_s`. Time that it waits beyond what its bytes take at

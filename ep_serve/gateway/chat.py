@@ -15,7 +15,7 @@ from starlette.responses import Response
 from ep_serve.gateway import context, gateway
 from ep_serve.gateway.chat_request import ChatRequest
 from ep_serve.gateway.errors import ApiError
-from ep_serve.gateway.keys import ANONYMOUS
+from ep_serve.gateway.keys import share_of
 from ep_serve.gateway.relay import Job
 from ep_serve.gateway.routing import Demand
 from ep_serve.gateway.schemas import CHAT_OPENAPI
@@ -62,17 +62,12 @@ class _ChatAnswer(Response):
         parts, bodies = self._gateway, self._gateway.bodies
         with (
             parts.limits.running(self._key),
-            bodies.quota.reserve(self._tenant(scope)) as reserved,
+            bodies.quota.reserve(share_of(self._key, scope)) as reserved,
         ):
             body = await bodies.json(self._request, reserved)
             async with bodies.parsing(body, reserved):
                 chat = ChatRequest(body, self._key, parts.settings.request)
             await while_connected(receive, self._answer(chat, reserved, scope, send))
-
-    def _tenant(self, scope: Scope) -> str:
-        """Whose share of the memory for bodies this is; without keys each address has one."""
-        client = scope.get("client")
-        return f"address {client[0]}" if self._key is ANONYMOUS and client else self._key.owner
 
     async def _answer(
         self, chat: ChatRequest, reserved: Reservation, scope: Scope, send: Send
@@ -98,7 +93,7 @@ class _ChatAnswer(Response):
         self, chat: ChatRequest, reserved: Reservation, scope: Scope, send: Send
     ) -> None:
         parts, key = self._gateway, self._key
-        async with parts.media.lent(chat.parts, key) as lent:
+        async with parts.media.lent(chat.parts, key, share_of(key, scope)) as lent:
             forward = parts.settings.forward_priority
             job = Job(
                 content=chat.content(lent.digests),

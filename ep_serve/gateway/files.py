@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from ep_serve.gateway import context, gateway
 from ep_serve.gateway.body import check_type, stream
 from ep_serve.gateway.errors import invalid
+from ep_serve.gateway.keys import share_of
+from ep_serve.gateway.media.sending import MediaResponse
 from ep_serve.gateway.multipart import Form, disposition
 from ep_serve.gateway.schemas import CONTENT_OPENAPI, UPLOAD_OPENAPI
 
@@ -26,6 +29,8 @@ router = APIRouter(prefix="/v1/files")
 
 _FORM_OVERHEAD = 64 * 1024
 """Bytes of a form around its file."""
+_UPLOAD_MEMORY = 256 * 1024
+"""Bytes of an upload that are in memory on their way to the disk."""
 
 
 async def _admitted(request: Request) -> tuple[Gateway, Key]:
@@ -43,10 +48,15 @@ async def upload(request: Request) -> dict[str, Any]:
     check_type(request, "multipart/form-data")
     form = Form(request.headers["content-type"])
     limit = parts.settings.media.max_bytes + _FORM_OVERHEAD
-    with parts.limits.running(key):
-        async with parts.media.store.receive(durable=True) as incoming:
-            async for chunk in stream(request, limit, parts.settings.request):
-                for data in form.feed(chunk):
+    share = share_of(key, request.scope)
+    with parts.limits.running(key), parts.bodies.quota.reserve(share) as memory:
+        memory.grow(_UPLOAD_MEMORY)
+        async with (
+            parts.media.store.receive(share) as incoming,
+            aclosing(stream(request, limit, parts.settings.request)) as chunks,
+        ):
+            async for chunk in chunks:
+                if data := form.feed(chunk):
                     await parts.media.receive(incoming, data, key, "upload")
             if not form.complete:
                 raise invalid("The multipart body is cut short.", code="invalid_form")
@@ -90,7 +100,7 @@ async def get_file(request: Request, file_id: str) -> dict[str, Any]:
 async def get_content(request: Request, file_id: str) -> Response:
     """The bytes of a file."""
     parts, key = await _admitted(request)
-    return _Content(parts, await parts.media.store.file(key.owner, file_id))
+    return _Content(parts, key, await parts.media.store.file(key.owner, file_id))
 
 
 @router.delete("/{file_id}")
@@ -104,17 +114,20 @@ async def delete_file(request: Request, file_id: str) -> dict[str, Any]:
 class _Content(Response):
     """Sends a file that stays in the store meanwhile."""
 
-    def __init__(self, parts: Gateway, file: File) -> None:
-        self._store = parts.media.store
+    def __init__(self, parts: Gateway, key: Key, file: File) -> None:
+        self._gateway = parts
+        self._key = key
         self._file = file
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._store.pinned(self._file.digest) as path:
-            # Never shown by a browser: a client chose the content.
-            headers = {"content-disposition": disposition(self._file.name)}
-            answer = FileResponse(path, headers=headers, media_type="application/octet-stream")
-            await answer(scope, receive, send)
+        parts, file = self._gateway, self._file
+        # Never shown by a browser: a client chose the content.
+        headers = {"content-disposition": disposition(file.name)}
+        with parts.limits.running(self._key):
+            async with parts.media.store.pinned(file.digest, share_of(self._key, scope)) as path:
+                pause_s = parts.settings.request.body_timeout_s
+                await MediaResponse(path, pause_s, headers)(scope, receive, send)
 
 
 def _shown(file: File) -> dict[str, Any]:

@@ -11,13 +11,16 @@ import hmac
 import logging
 import secrets
 from pathlib import Path
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ep_serve.gateway.errors import ApiError
 from ep_serve.gateway.yaml_file import SettingsError, read_yaml
+
+if TYPE_CHECKING:
+    from starlette.types import Scope
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +84,12 @@ class Key(BaseModel):
 
 ANONYMOUS = Key(name="anonymous", sha256="0" * 64)
 """Stands for everybody where there are no keys; its digest is that of no key."""
+
+
+def share_of(key: Key, scope: Scope) -> str:
+    """Whose share of memory, slots and room a request takes: without keys each address has one."""
+    client = scope.get("client")
+    return f"address {client[0]}" if key is ANONYMOUS and client else key.owner
 
 
 class KeyFile(BaseModel):

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from email.message import Message
-from typing import TYPE_CHECKING
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from ep_serve.gateway.errors import ApiError, invalid
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 MAX_FIELD = 4_096
 MAX_PARTS = 16
@@ -57,14 +53,14 @@ class Form:
         self._disposition = b""
         self._file: list[bytes] = []
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(self, data: bytes) -> bytes:
         """Read a chunk and give what it holds of the file."""
         try:
             self._parser.write(data)
         except MultipartParseError:
             raise invalid("The multipart body is malformed.", code="invalid_form") from None
         file, self._file = self._file, []
-        yield from file
+        return b"".join(file)
 
     def _part_begin(self) -> None:
         self._parts += 1

@@ -33,10 +33,9 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as PydanticSettingsError
 from yarl import URL
 
+from ep_serve.contract.generation import DEFAULT_MAX_N
 from ep_serve.gateway.yaml_file import SettingsError as SettingsError
 from ep_serve.gateway.yaml_file import read_yaml
-
-from ep_serve.contract.generation import DEFAULT_MAX_N
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Bytes = Annotated[int, Field(gt=0)]
@@ -177,7 +176,7 @@ class MediaSettings(_Section):
     max_request_bytes: Bytes = 2**30
     """All media of one request together."""
     concurrency: Count = 32
-    """Media that are received or fetched at the same time."""
+    """Media that are fetched at the same time, and media inside requests that are unpacked."""
     fetch: FetchSettings = FetchSettings()
     probe: ProbeSettings = ProbeSettings()
 
@@ -212,6 +211,7 @@ class StoreSettings(_Section):
 
     path: Path = Path("ep-serve-media")
     quota_bytes: Bytes = 20 * 2**30
+    """Complete media. When files fill it, media in use may take a quarter of it on top."""
     media_ttl_s: Annotated[float, Field(gt=0)] = 3_600
     """Media that came inside requests are kept this long after their last use."""
     file_ttl_s: Annotated[float, Field(gt=0)] = 7 * 86_400

@@ -42,6 +42,10 @@ class BodyWriter:
     async def drain(self) -> None:
         await self._flow.drain()
 
+    def abort(self) -> None:
+        """Cut the connection, without waiting for a client that does not read."""
+        self._transport.abort()
+
 
 class EngineError(Exception):
     """An engine reports an error in the middle of its stream."""

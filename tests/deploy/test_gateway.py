@@ -63,7 +63,9 @@ def test_the_settings_of_the_values_are_the_gateways_own_defaults() -> None:
 
 def test_the_quota_fits_the_store() -> None:
     rendered = gateway(store={"sizeGiB": 100})
-    assert config(rendered)["store"]["quota_bytes"] == 90 * 2**30
+    quota = config(rendered)["store"]["quota_bytes"]
+    assert quota == 75 * 2**30
+    assert quota + quota // 4 <= 100 * 2**30  # what media in use may take beside files
     (volume,) = [v for v in rendered.pod("gateway")["volumes"] if v["name"] == "store"]
     assert volume["emptyDir"]["sizeLimit"] == "100Gi"
 

@@ -165,7 +165,7 @@ def test_the_objectives_of_the_values_are_in_the_rules() -> None:
     text = json.dumps(rendered.get("PrometheusRule")["spec"])
     assert "> 0.288" in text  # 14.4 times the budget
     assert 'le=~\\"2.5' in text
-    assert f"/ {9 * 2**30}" in text
+    assert f"/ {7.5 * 2**30:.0f}" in text
 
 
 def test_the_objectives_are_buckets_of_the_gateway() -> None:

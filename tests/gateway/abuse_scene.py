@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,7 +62,7 @@ class Scene:
         return httpx.Response(status, content=content)
 
 
-Case = Callable[[Scene], Awaitable[httpx.Response]]
+Case = Callable[[Scene], Coroutine[Any, Any, httpx.Response]]
 CASES: dict[str, tuple[Case, tuple[int, ...]]] = {}
 
 
@@ -78,3 +78,37 @@ def case(name: str, *statuses: int) -> Callable[[Case], Case]:
 def inline(data: bytes) -> str:
     """A data URL."""
     return f"data:application/octet-stream;base64,{base64.b64encode(data).decode()}"
+
+
+def leftovers(world: World) -> list[str]:
+    """What requests hold; nothing once all have ended."""
+    media, limits = world.gateway.media, world.gateway.limits
+    store = media.store
+    found = {
+        "media in use": list(store._in_use._users),
+        "bytes in use": store._in_use.nbytes,
+        "reserved bytes": store._index.reserved,
+        "files being received": [path.name for path in store._incoming.iterdir()],
+        "bytes on disk that are not counted": store.used_bytes
+        - sum(path.stat().st_size for path in store._blobs.glob("*/*")),
+        "lent media": list(media.lender._lent),
+        "running requests": +limits._running,
+        "requests at engines": sum(one.active for one in world.gateway.upstreams.all),
+    }
+    for name in ("_unpacking", "_fetching"):
+        found[f"slots of {name}"] = +getattr(media, name)._held
+    found["slots to probe"] = +media.prober._slots._held
+    return [f"{what}: {value}" for what, value in found.items() if value]
+
+
+async def settled(world: World) -> None:
+    """Wait until nothing is left of the requests that have ended.
+
+    Raises:
+        AssertionError: something stays.
+    """
+    for _ in range(600):
+        if not leftovers(world):
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("\n".join(leftovers(world)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -19,7 +20,7 @@ from aiohttp import web
 from tests.clips import make_image
 from tests.gateway import abuse_chat, abuse_http
 from tests.gateway.abuse_fetching import REBINDING, TRAP, misbehave
-from tests.gateway.abuse_scene import CASES, CLOSED, Scene
+from tests.gateway.abuse_scene import CASES, CLOSED, Scene, inline, settled
 from tests.gateway.conftest import MakeWorld, bearer
 from tests.gateway.mock_upstream import MODEL
 
@@ -122,6 +123,7 @@ async def test_hostile_requests_are_refused(world: MakeWorld) -> None:
         await asyncio.gather(*(play(name) for name in CASES if name != REBINDING))
         await play(REBINDING)  # it changes how the gateway finds addresses
         assert not wrong, "\n".join(wrong)
+        await settled(scene.world)
         good = await scene.ask("still there?")
         assert good.status_code == 200
         assert good.json()["model"] == MODEL
@@ -143,3 +145,41 @@ async def test_a_number_or_text_that_engines_cannot_represent_is_named(world: Ma
                 assert answer.status_code == 400, (place, leaf)
                 assert error["param"].partition("[")[0] == place, (leaf, error)
         assert not w.engine.requests
+
+
+async def test_hostile_requests_that_hang_up_leave_nothing(world: MakeWorld) -> None:
+    moments = random.Random(0)
+    async with staged(world) as scene:
+
+        async def play(name: str) -> None:
+            task = asyncio.create_task(CASES[name][0](scene))
+            await asyncio.wait([task], timeout=moments.random() * 0.1)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        names = [name for name in CASES if name != REBINDING]
+        moments.shuffle(names)
+        for start in range(0, len(names), 8):
+            await asyncio.gather(*(play(name) for name in names[start : start + 8]))
+        await settled(scene.world)
+        assert (await scene.ask("still there?")).status_code == 200
+
+
+async def test_hostile_requests_of_one_tenant_take_nothing_from_another(world: MakeWorld) -> None:
+    picture = [{"type": "image_url", "image_url": {"url": inline(make_image())}}]
+    async with staged(world) as scene:
+        kept = await scene.world.upload(make_image(number=2), headers=bearer("b"))
+        assert kept.status_code == 200
+        named = [{"type": "file", "file": {"file_id": kept.json()["id"]}}]
+        names = [name for name in CASES if name != REBINDING]
+        hostile = [asyncio.create_task(CASES[name][0](scene)) for name in names]
+        wrong = []
+        while not all(task.done() for task in hostile):
+            for content in ("text", picture, named):
+                answer = await scene.ask(content, headers=bearer("b"))
+                if answer.status_code != 200:
+                    wrong.append(f"{answer.status_code} {answer.text[:200]}")
+            await asyncio.sleep(0.05)
+        await asyncio.gather(*hostile, return_exceptions=True)
+        assert not wrong, "\n".join(wrong)
+        await settled(scene.world)

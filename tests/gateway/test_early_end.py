@@ -1,19 +1,20 @@
-"""A download that nobody reads to its end is closed at once, and so is its time-out."""
+"""A download that nobody reads to its end is closed at once."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from ep_serve.gateway.media.fetch import Fetcher
-from ep_serve.gateway.media.service import MediaService
 from ep_serve.gateway.media.shared import SharedStore
 from ep_serve.gateway.settings import MediaSettings
+from tests.gateway.test_media import fetching, origin
 
 
 class Download:
@@ -30,55 +31,58 @@ class Download:
             self.closed = True
 
 
+async def refuse(*args: Any) -> None:
+    raise LookupError("no room")
+
+
 @asynccontextmanager
 async def context(*args: Any) -> AsyncIterator[Any]:
-    """Stands for a span, a lock and an upload that has no room."""
-
-    async def write(data: bytes) -> None:
-        raise OSError("no room")
-
-    yield SimpleNamespace(write=write)
+    """Stands for a lock and an upload that has no room."""
+    yield SimpleNamespace(write=refuse)
 
 
-async def refuse(*args: Any) -> None:
-    raise OSError("no room")
+async def missing(*args: Any) -> bool:
+    return False
 
 
-def fetches(download: Download) -> Any:
-    parts = SimpleNamespace(
-        _tracing=SimpleNamespace(span=context), fetcher=download, receive=refuse
-    )
-    return MediaService._fetch(parts, SimpleNamespace(url="u"), None, None)  # type: ignore[arg-type]
-
-
-def copies(download: Download) -> Any:
-    missing = SimpleNamespace(is_file=lambda: False)
-    parts = SimpleNamespace(
-        _alone=context, _path=lambda digest: missing, receive=context, _bucket=download
-    )
-    return SharedStore._copy(parts, "digest")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("reads", [fetches, copies])
-def test_a_download_that_cannot_be_kept_is_closed(reads: Callable[[Download], Any]) -> None:
+def test_a_copy_that_cannot_be_kept_closes_its_download() -> None:
     async def run() -> bool:
         download = Download()
-        with pytest.raises(OSError, match="no room") as kept:  # with the frames it went through
-            await reads(download)
+        threads = SimpleNamespace(in_order=missing)
+        parts: Any = SimpleNamespace(
+            _alone=context, path=lambda digest: SimpleNamespace(is_file=None), threads=threads
+        )
+        parts.receive, parts._bucket = context, download
+        with pytest.raises(LookupError, match="no room") as kept:  # with its frames
+            await SharedStore._copy(parts, "digest", "")
         assert kept.value
         return download.closed
 
     assert asyncio.run(run())
 
 
-def test_who_stops_reading_a_url_closes_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run() -> bool:
-        download = Download()
-        fetcher = Fetcher(MediaSettings())
-        monkeypatch.setattr(fetcher, "_chunks", download.chunks)
-        async with aclosing(fetcher.chunks("https://example.com/a")) as chunks:
-            async for _ in chunks:
-                break
-        return download.closed
+def test_who_stops_reading_a_url_closes_its_connection() -> None:
+    async def run() -> None:
+        closed = asyncio.Event()
 
-    assert asyncio.run(run())
+        async def endless(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            try:
+                while True:
+                    await response.write(bytes(1_000))
+                    await asyncio.sleep(0.01)
+            finally:
+                closed.set()
+
+        async with origin(endless) as (url, port, _):
+            fetcher = Fetcher(MediaSettings(**fetching(port)))
+            await fetcher.open()
+            with pytest.raises(LookupError, match="no room") as kept:
+                await fetcher.fetch(url, refuse)
+            assert kept.value
+            async with asyncio.timeout(20):
+                await closed.wait()
+            await fetcher.close()
+
+    asyncio.run(run())

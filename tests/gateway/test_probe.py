@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ep_serve.gateway.errors import ApiError
+from ep_serve.gateway.media import probe
 from ep_serve.gateway.media.probe import Prober
 from ep_serve.gateway.metrics import Metrics
 from ep_serve.gateway.settings import ProbeSettings
@@ -22,7 +23,7 @@ from tests.gateway.bombs import flac_bomb, opus_bomb, png_bomb
 
 pytestmark = pytest.mark.anyio
 
-Probe = Callable[[bytes], Awaitable[dict[str, Any]]]
+Probe = Callable[[bytes], Coroutine[Any, Any, dict[str, Any]]]
 
 
 @asynccontextmanager
@@ -133,18 +134,82 @@ async def test_a_medium_that_takes_too_long_is_refused_and_the_helper_lives_on(
 async def test_a_helper_that_dies_is_replaced(tmp_path: Path) -> None:
     async with probing(tmp_path) as (probe, prober):
         await probe(make_wav(0.1))
-        assert prober._process is not None
-        os.kill(prober._process.pid, signal.SIGKILL)
+        assert prober._helper is not None
+        os.kill(prober._helper.pid, signal.SIGKILL)
         await asyncio.sleep(0.2)
         assert (await probe(make_wav(0.1)))["audio"]
+
+
+async def test_a_medium_that_ends_the_helper_is_the_only_one_that_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "MODULE", "tests.gateway.poisoned_helper")
+    async with probing(tmp_path, concurrency=6) as (_, prober):
+        paths = [tmp_path / f"medium {number}" for number in range(6)]
+        for number, path in enumerate(paths):
+            path.write_bytes(b"poison" if number == 2 else make_wav(0.1 + number / 10))
+        results = await asyncio.gather(
+            *(prober.probe(path) for path in paths), return_exceptions=True
+        )
+        refused = results.pop(2)
+        assert isinstance(refused, ApiError)
+        assert (refused.status, refused.code) == (422, "media_refused")
+        assert all(isinstance(result, dict) for result in results), results
+
+
+async def test_a_helper_that_does_not_answer_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "MODULE", "tests.gateway.poisoned_helper")
+    monkeypatch.setattr(probe, "_GRACE_S", 2.0)
+    async with probing(tmp_path, concurrency=2, timeout_s=3) as (_, prober):
+        good, bad = tmp_path / "good", tmp_path / "bad"
+        good.write_bytes(make_wav(0.1))
+        bad.write_bytes(b"silence")
+        stuck = asyncio.create_task(prober.probe(bad))
+        await asyncio.sleep(0.5)
+        assert (await prober.probe(good))["audio"]
+        with pytest.raises(ApiError) as error:
+            await stuck
+        assert error.value.status == 422
+
+
+async def test_where_no_process_can_be_started_media_are_refused_for_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_process(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", no_process)
+    async with probing(tmp_path) as (ask, _):
+        with pytest.raises(ApiError) as error:
+            await ask(make_wav(0.1))
+        assert (error.value.status, error.value.code) == (503, "overloaded")
+        assert error.value.retry_after
+
+
+async def test_a_probe_that_nobody_waits_for_keeps_its_slot_until_it_ends(tmp_path: Path) -> None:
+    async with probing(tmp_path, concurrency=1) as (ask, prober):
+        await ask(make_wav(0.1))
+        assert prober._helper is not None
+        os.kill(prober._helper.pid, signal.SIGSTOP)
+        gone = asyncio.create_task(ask(make_wav(0.2)))
+        await asyncio.sleep(0.1)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        waiting = asyncio.create_task(ask(make_wav(0.3)))
+        await asyncio.sleep(0.1)
+        assert len(prober._helper._answers) == 1
+        os.kill(prober._helper.pid, signal.SIGCONT)
+        assert (await waiting)["audio"]
 
 
 async def test_the_helper_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EP_SERVE_GATEWAY_UPSTREAM_API_KEY", "hush")
     async with probing(tmp_path) as (probe, prober):
         await probe(make_wav(0.1))
-        assert prober._process is not None
-        environment = Path(f"/proc/{prober._process.pid}/environ").read_bytes()
+        assert prober._helper is not None
+        environment = Path(f"/proc/{prober._helper.pid}/environ").read_bytes()
         assert b"hush" not in environment
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -223,6 +224,92 @@ async def test_files_grow_old_and_orphans_too(bucket: Server, tmp_path: Path) ->
         await store.sweep()
         assert bucket.objects() == {}
         assert store._shared.used == 0
+
+
+async def test_a_file_that_has_expired_is_not_served_before_it_is_swept(
+    two: list[SharedStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = await put(two[0], b"old")
+    monkeypatch.setattr(time, "time", lambda: float(file.expires))
+    for store in two:
+        with pytest.raises(ApiError) as error:
+            await store.file("t", file.id)
+        assert error.value.status == 404
+        assert await names(store) == []
+
+
+def nothing_is_held(store: SharedStore) -> bool:
+    held = (store._in_use._users, store._sharing._users, store._index.reserved)
+    return not any((*held, store._shared.reserved, *store._incoming.iterdir()))
+
+
+@pytest.mark.parametrize("step", ["put", "put_file", "erase"])
+async def test_a_bucket_that_fails_in_the_middle_of_an_upload_keeps_no_room(
+    bucket: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    async with gateway(bucket, tmp_path, {"quota_bytes": 2_000}) as store:
+        kept = [await put(store, bytes([number]) * 1_000) for number in range(2)]
+
+        async def fails(*_: Any) -> None:
+            raise ApiError(503, "The bucket is full.", code="storage_unavailable")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store._bucket, step, fails)
+            for number in range(3):
+                with pytest.raises(ApiError) as error:
+                    await put(store, b"new" + bytes([number]) * 997)
+                assert error.value.code == "storage_unavailable"
+        assert nothing_is_held(store)
+        await store._look()
+        await put(store, b"z" * 1_000)
+        await store._look()
+        assert sum(bucket.blobs().values()) <= 2_000
+        assert kept[1].digest != kept[0].digest
+
+
+async def test_uploads_and_downloads_that_are_cancelled_leave_nothing(
+    two: list[SharedStore],
+) -> None:
+    a, b = two
+    file = await put(a, bytes(range(256)) * 20_000)
+    moments = random.Random(0)
+
+    async def one(number: int) -> None:
+        work: Any = content(b, file) if number % 2 else put(a, bytes([number]) * 500_000)
+        task = asyncio.create_task(work)
+        await asyncio.sleep(moments.random() * 0.1)
+        for _ in range(3):
+            task.cancel()
+            await asyncio.sleep(0)
+        await asyncio.gather(task, return_exceptions=True)
+
+    await asyncio.gather(*(one(number) for number in range(30)))
+    for store in two:
+        await asyncio.gather(*store._moves, *store._ending)
+        assert nothing_is_held(store)
+    assert await content(b, file) == bytes(range(256)) * 20_000
+
+
+async def test_a_copy_that_the_disk_has_no_room_for_is_refused(
+    bucket: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        gateway(bucket, tmp_path / "a") as a,
+        gateway(bucket, tmp_path / "b") as b,
+    ):
+        file = await put(a, b"x" * 1_000)
+
+        def full(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("ep_serve.gateway.media.upload.Upload._write", full)
+            with pytest.raises(ApiError) as error:
+                await content(b, file)
+            assert error.value.status == 507
+            assert await content(a, file) == b"x" * 1_000
+        assert nothing_is_held(b)
+        assert await content(b, file) == b"x" * 1_000
 
 
 async def test_a_file_whose_content_is_gone_is_gone(two: list[SharedStore], bucket: Server) -> None:

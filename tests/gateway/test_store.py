@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ep_serve.gateway.errors import ApiError
-from ep_serve.gateway.media.index import Blob
+from ep_serve.gateway.media.index import Blob, Index
 from ep_serve.gateway.media.store import Store
 from ep_serve.gateway.metrics import Metrics
 from ep_serve.gateway.settings import SettingsError, StoreSettings
@@ -35,8 +40,8 @@ async def put(store: Store, data: bytes, *, tenant: str | None = None) -> Blob:
     async with store.receive() as upload:
         await upload.write(data)
         blob = await upload.commit()
-    if tenant:
-        await store.add_file(tenant, blob, "name", "vision")
+        if tenant:
+            await store.add_file(tenant, blob, "name", "vision")
     return blob
 
 
@@ -82,6 +87,99 @@ async def test_what_nobody_named_goes_before_files(tmp_path: Path) -> None:
     assert len(await store.files("t", None, 10)) == 1
 
 
+async def test_what_turns_out_to_be_no_medium_removes_no_file(tmp_path: Path) -> None:
+    store = await opened(tmp_path, quota_bytes=3_000)
+    for number in range(3):
+        await put(store, bytes([number]) * 1_000, tenant="t")
+    for _ in range(3):
+        async with store.receive("u") as upload:
+            await upload.write(b"x" * 2_000)
+            await upload.commit()
+            upload.refused = True
+    assert len(await store.files("t", None, 10)) == 3
+    assert store.used_bytes == on_disk(tmp_path) == 3_000
+
+
+async def test_media_of_requests_remove_no_file(tmp_path: Path) -> None:
+    store = await opened(tmp_path, quota_bytes=3_000)
+    for number in range(3):
+        await put(store, bytes([number]) * 1_000, tenant="t")
+    async with store.receive("u") as upload:
+        await upload.write(b"x" * 2_000)
+        blob = await upload.commit()
+        assert (await store.facts(blob.digest)) is None  # it is there
+        assert len(await store.files("t", None, 10)) == 3
+    await store.sweep()
+    assert store.used_bytes == on_disk(tmp_path) == 3_000
+
+
+async def test_the_tenant_with_the_most_bytes_gives_way(tmp_path: Path) -> None:
+    store = await opened(tmp_path, quota_bytes=6_000)
+
+    async def names(tenant: str) -> int:
+        return len(await store.files(tenant, None, 99))
+
+    for number in range(6):
+        await put(store, b"a" + bytes([number]) * 999, tenant="a")
+    for number in range(9):
+        await put(store, b"b" + bytes([number]) * 999, tenant="b")
+    assert (await names("a"), await names("b")) == (3, 3)
+    await put(store, b"c" * 1_000, tenant="c")
+    for number in range(9):
+        await put(store, b"A" + bytes([number]) * 999, tenant="a")
+    assert await names("c") == 1
+    assert await names("a") + await names("b") == 5
+    assert store.used_bytes == on_disk(tmp_path) == 6_000
+
+
+async def test_a_file_that_cannot_get_room_removes_nothing(tmp_path: Path) -> None:
+    store = await opened(tmp_path, quota_bytes=3_000)
+    small = await put(store, b"s" * 1_000, tenant="small")
+    for number in range(2):
+        await put(store, bytes([number]) * 1_000, tenant="large")
+    async with store.pinned(small.digest):
+        with pytest.raises(ApiError) as error:
+            await put(store, b"x" * 2_500, tenant="large")
+    assert error.value.code == "storage_full"
+    assert len(await store.files("large", None, 10)) == 2
+    assert store.used_bytes == on_disk(tmp_path) == 3_000
+
+
+async def test_one_content_with_names_of_two_tenants_outlives_the_larger_one(
+    tmp_path: Path,
+) -> None:
+    store = await opened(tmp_path, quota_bytes=3_000)
+    for tenant in ("large", "small"):
+        await put(store, b"=" * 1_000, tenant=tenant)
+    await put(store, b"l" * 1_000, tenant="large")
+    for number in range(2):
+        await put(store, bytes([number]) * 1_000, tenant="other")
+    assert len(await store.files("small", None, 10)) == 1
+    assert store.used_bytes == on_disk(tmp_path) == 3_000
+
+
+async def test_a_tenant_takes_no_more_room_for_media_in_use_than_it_leaves(
+    tmp_path: Path,
+) -> None:
+    store = await opened(tmp_path, quota_bytes=10_000)
+    async with AsyncExitStack() as stack:
+
+        async def use(tenant: str, number: int) -> None:
+            upload = await stack.enter_async_context(store.receive(tenant))
+            await upload.write(tenant.encode() + bytes([number]) * 999)
+            await upload.commit()
+
+        for number in range(5):
+            await use("a", number)
+        with pytest.raises(ApiError) as error:
+            await use("a", 5)
+        assert error.value.status == 429
+        await use("b", 0)
+        await use("c", 0)
+    async with store.receive("a") as upload:
+        await upload.write(b"x" * 10_000)  # one medium may take it all
+
+
 async def test_what_is_in_use_is_not_removed(tmp_path: Path) -> None:
     store = await opened(tmp_path, quota_bytes=2_000)
     blob = await put(store, b"a" * 1000)
@@ -109,6 +207,22 @@ async def test_media_of_requests_and_files_grow_old(tmp_path: Path) -> None:
     assert await store.files("t", None, 10) == []
 
 
+async def test_a_file_that_has_expired_is_not_served_before_it_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await opened(tmp_path, file_ttl_s=60, media_ttl_s=1)
+    await put(store, b"f" * 10, tenant="t")
+    (file,) = await store.files("t", None, 10)
+    monkeypatch.setattr(time, "time", lambda: float(file.expires))
+    assert await store.files("t", None, 10) == []
+    for ask in (store.file("t", file.id), store.files("t", file.id, 10)):
+        with pytest.raises(ApiError) as error:
+            await ask
+        assert error.value.status == 404
+    await store.sweep()
+    assert store.used_bytes == on_disk(tmp_path) == 0
+
+
 async def test_one_content_with_two_names_stays_until_both_are_gone(tmp_path: Path) -> None:
     store = await opened(tmp_path)
     await put(store, b"a", tenant="t")
@@ -129,11 +243,178 @@ async def test_nothing_of_an_unfinished_upload_stays(tmp_path: Path) -> None:
     assert not list((tmp_path / "incoming").iterdir())
 
 
+async def cancelled_twice(work: asyncio.Task[Any], first: asyncio.Event) -> None:
+    """Cancel a task when an event says so, and again while it cleans up."""
+    await first.wait()
+    for _ in range(3):
+        work.cancel()
+        await asyncio.sleep(0)
+    with suppress(asyncio.CancelledError):
+        await work
+
+
+@pytest.mark.parametrize("end", ["write", "commit", "refuse"])
+async def test_nothing_stays_of_an_upload_that_is_cancelled_more_than_once(
+    tmp_path: Path, end: str
+) -> None:
+    store = await opened(tmp_path)
+    there = asyncio.Event()
+
+    async def one() -> None:
+        async with store.receive() as upload:
+            await upload.write(b"a" * (3 << 20))
+            if end == "commit":
+                await upload.commit()
+            there.set()
+            if end == "write":
+                await upload.write(b"b" * (3 << 20))
+                await asyncio.sleep(60)
+            if end == "refuse":
+                raise ApiError(422, "It is no medium.")
+
+    with suppress(ApiError):
+        await cancelled_twice(asyncio.create_task(one()), there)
+    await store.close()
+    assert not list((tmp_path / "incoming").iterdir())
+    assert store.used_bytes == on_disk(tmp_path) == (3 << 20 if end == "commit" else 0)
+
+
 async def test_an_empty_medium_is_refused(tmp_path: Path) -> None:
     store = await opened(tmp_path)
     with pytest.raises(ApiError, match="empty"):
         async with store.receive() as upload:
             await upload.commit()
+
+
+async def test_an_index_that_is_none_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "index.sqlite").write_bytes(b"no database" * 1_000)
+    with pytest.raises(SettingsError, match=r"store\.path: .* cannot be used \(file is not a"):
+        await opened(tmp_path)
+
+
+async def test_the_event_loop_touches_neither_disk_nor_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await opened(tmp_path, quota_bytes=10_000, media_ttl_s=0.01)
+    main = threading.get_ident()
+    seen: set[tuple[str, bool]] = set()
+
+    def watch(patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            seen.add((name, threading.get_ident() == main))
+            return real(*arguments, **options)
+
+        patch.setattr(owner, name, watched)
+
+    with monkeypatch.context() as patch:
+        watch(patch, Index, "_execute")
+        watch(patch, io, "open")
+        for name in ("fsync", "open", "unlink", "rename", "mkdir", "scandir", "listdir", "stat"):
+            watch(patch, os, name)
+        for number in range(30):
+            await put(store, bytes([number]) * 1_000, tenant="t" if number % 2 else None)
+        for file in await store.files("t", None, 10):
+            await store.remember_facts(file.digest, {"a": 1})
+            assert await store.facts(file.digest) == {"a": 1}
+            async with store.pinned(file.digest):
+                assert await store.file("t", file.id) == file
+            await store.delete_file("t", file.id)
+        await store.sweep()
+    assert {name for name, _ in seen} >= {"_execute", "fsync", "unlink", "rename", "open"}
+    assert not [name for name, on_the_loop in seen if on_the_loop]
+    await store.close()
+
+
+# -- a disk that is full ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "ep-serve-test", str(path)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+KEPT = b"k" * 100_000
+
+
+async def is_full(store: Store, number: int) -> None:
+    with pytest.raises(ApiError) as error:
+        await put(store, bytes([number]) * (8 << 20), tenant="t")
+    assert (error.value.status, error.value.code) == (507, "disk_full")
+
+
+async def still_works(store: Store, kept: Blob) -> None:
+    """What needs no room."""
+    async with store.pinned(kept.digest) as path:
+        assert path.read_bytes() == KEPT
+    (file,) = await store.files("t", None, 10)
+    assert await store.file("t", file.id) == file
+    await store.remember_facts(kept.digest, {"a": 1})
+    assert await store.facts(kept.digest) in ({"a": 1}, None)
+    assert store.used_bytes == len(KEPT)
+
+
+async def test_a_full_disk_refuses_uploads_and_nothing_else(small_disk: Path) -> None:
+    store = await opened(small_disk)
+    kept = await put(store, KEPT, tenant="t")
+    for number in range(3):
+        await is_full(store, number)
+        assert not list((small_disk / "incoming").iterdir())
+    with suppress(OSError), (small_disk / "of somebody else").open("wb", buffering=0) as file:
+        while file.write(bytes(1_000)):
+            pass
+    await is_full(store, 3)
+    await still_works(store, kept)
+    await store.delete_file("t", (await store.files("t", None, 1))[0].id)
+    assert store.used_bytes == on_disk(small_disk) == 0
+    (small_disk / "of somebody else").unlink()
+    await put(store, b"again" * 1_000, tenant="t")
+    await store.close()
+
+
+async def test_a_limit_on_the_size_of_files_counts_as_a_full_disk(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    kept = await put(store, KEPT, tenant="t")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, limits[1]))
+    try:
+        await is_full(store, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    await still_works(store, kept)
+    assert not list((tmp_path / "incoming").iterdir())
+
+
+@pytest.mark.parametrize("named", [False, True])
+async def test_an_index_that_is_full_refuses_uploads_and_nothing_else(
+    tmp_path: Path, named: bool
+) -> None:
+    store = await opened(tmp_path)
+    kept = await put(store, b"k" * 1_000, tenant="t")
+    ((pages,),) = store._index._execute("PRAGMA page_count")
+    store._index._execute(f"PRAGMA max_page_count = {pages}")
+
+    async def fill() -> None:
+        for number in range(10_000):
+            await put(store, number.to_bytes(4, "big"), tenant="u" * 1_000 if named else None)
+
+    with pytest.raises(ApiError) as error:
+        await fill()
+    assert (error.value.status, error.value.code) == (507, "disk_full")
+    assert not list((tmp_path / "incoming").iterdir())
+    assert store.used_bytes == on_disk(tmp_path)
+    async with store.pinned(kept.digest) as path:
+        assert path.read_bytes() == b"k" * 1_000
+    await store.delete_file("t", (await store.files("t", None, 1))[0].id)
+    assert store.used_bytes == on_disk(tmp_path)
 
 
 async def test_a_folder_belongs_to_one_process(tmp_path: Path) -> None:

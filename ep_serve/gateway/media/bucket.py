@@ -87,7 +87,7 @@ class Bucket:
             await obstore.put_async(self._store, _blob(digest), path)
 
     async def chunks(self, digest: str) -> AsyncGenerator[bytes]:
-        """The bytes of a blob, none if it is not there; closed by whoever stops reading early."""
+        """The bytes of a blob; none if it is not there."""
         with _reported("get"):
             try:
                 answer = await obstore.get_async(self._store, _blob(digest))

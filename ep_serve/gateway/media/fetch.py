@@ -8,28 +8,87 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import aclosing
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from ep_serve.gateway.errors import ApiError
 from ep_serve.gateway.media.addresses import check_url, is_allowed, refused, unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from aiohttp.abc import AbstractResolver
+    from collections.abc import Awaitable, Callable
 
     from ep_serve.gateway.settings import MediaSettings
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CHUNK = 256 * 1024
+PATIENCE_S = 10.0
+"""How long a server may pause; time beyond what its bytes take at `SLOWEST` counts as a pause."""
+SLOWEST = 64 * 1024
+"""Bytes a second."""
 
 
 class _ForbiddenAddressError(OSError):
     """The name resolved to an address that is not fetched from."""
+
+
+class _Patience:
+    """Bounds the time inside its blocks, all together; `TimeoutError` when it is over."""
+
+    def __init__(self) -> None:
+        self._left = PATIENCE_S
+        self._timeout = asyncio.timeout(None)
+        self._since = 0.0
+
+    def renew(self, nbytes: int) -> None:
+        """Add the time for bytes that arrived."""
+        self._left = min(PATIENCE_S, self._left + nbytes / SLOWEST)
+
+    async def __aenter__(self) -> None:
+        self._since = asyncio.get_running_loop().time()
+        self._timeout = asyncio.timeout(self._left)
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, *error: Any) -> None:
+        self._left -= asyncio.get_running_loop().time() - self._since
+        await self._timeout.__aexit__(*error)
+
+
+class _Resolver(AbstractResolver):
+    """Resolves names in threads of its own.
+
+    They wait for name servers that a client may have chosen, and cannot be stopped: in the threads
+    of everybody else, a few slow ones would hold up all.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = ThreadPoolExecutor(threads, "resolver")
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        flags = socket.AI_ADDRCONFIG
+        ask = partial(socket.getaddrinfo, host, port, family, type=socket.SOCK_STREAM, flags=flags)
+        infos = await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+        found = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        return [
+            ResolveResult(
+                hostname=host,
+                host=str(address[0]),
+                port=int(address[1]),
+                family=kind,
+                proto=protocol,
+                flags=found,
+            )
+            for kind, _, protocol, _, address in infos
+        ]
+
+    async def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class Fetcher:
@@ -38,7 +97,8 @@ class Fetcher:
     def __init__(self, settings: MediaSettings, resolver: AbstractResolver | None = None) -> None:
         self._max_bytes = settings.max_bytes
         self._settings = settings.fetch
-        self._resolver = resolver
+        # A thread may go on for a while when nobody waits for it any more.
+        self._resolver = resolver or _Resolver(3 * settings.concurrency)
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
@@ -55,47 +115,56 @@ class Fetcher:
             headers={"accept-encoding": "identity", "user-agent": "ep-serve"},
             auto_decompress=False,
             trust_env=False,
-            timeout=aiohttp.ClientTimeout(total=self._settings.timeout_s),
+            timeout=aiohttp.ClientTimeout(total=None),  # `fetch` has its own
         )
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
+        await self._resolver.close()
 
-    async def chunks(self, text: str) -> AsyncGenerator[bytes]:
-        """The bytes behind a URL, as they arrive; to be closed by whoever stops reading early.
+    async def fetch(self, text: str, write: Callable[[bytes], Awaitable[None]]) -> None:
+        """Give what is behind a URL to `write`, as it arrives.
 
         Raises:
             ApiError: 400 for a URL that is not fetched, 413 for more bytes than allowed, 422 if the
-                medium cannot be had.
+                medium cannot be had; and what `write` raises.
         """
         if not self._settings.enabled:
             raise refused("Media are not fetched here; send a 'data:' URL or a file_id.")
+        seconds = self._settings.timeout_s
         try:
-            async with asyncio.timeout(self._settings.timeout_s):
-                async with aclosing(self._chunks(text)) as chunks:
-                    async for chunk in chunks:
-                        yield chunk
+            async with asyncio.timeout(seconds) as whole:
+                await self._fetch(text, write)
         except TimeoutError:
-            raise _failed(f"was not there after {self._settings.timeout_s:g} s") from None
+            if whole.expired():
+                raise _failed(f"was not there after {seconds:g} s") from None
+            raise _failed("arrives too slowly from its URL") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if _forbidden(error) or isinstance(error, aiohttp.ClientConnectorDNSError):
                 raise unreachable() from None
             raise _failed("could not be fetched from its URL") from None
 
-    async def _chunks(self, text: str) -> AsyncGenerator[bytes]:
+    async def _fetch(self, text: str, write: Callable[[bytes], Awaitable[None]]) -> None:
         assert self._session is not None
         url = check_url(text, self._settings)
+        patience = _Patience()
         for _ in range(self._settings.max_redirects + 1):
-            async with self._session.get(url, allow_redirects=False) as answer:
+            async with patience:
+                answer = await self._session.get(url, allow_redirects=False)
+            async with answer:
                 if answer.status not in _REDIRECTS:
                     self._check(answer)
                     received = 0
-                    async for chunk in answer.content.iter_chunked(_CHUNK):
+                    while True:
+                        async with patience:
+                            chunk = await answer.content.read(_CHUNK)
+                        if not chunk:
+                            return
+                        patience.renew(len(chunk))
                         received += len(chunk)
                         self._check_size(received)
-                        yield chunk
-                    return
+                        await write(chunk)
                 url = check_url(str(self._target(url, answer)), self._settings)
         raise refused(f"The URL redirects more than {self._settings.max_redirects} times.")
 

@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
+
+from ep_serve.gateway.media.sending import MediaResponse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
 
 
 class Lender:
-    """Lends media to engines."""
+    """Lends media to engines, which may pause for `pause_s` while they read."""
 
-    def __init__(self) -> None:
+    def __init__(self, pause_s: float) -> None:
+        self._pause_s = pause_s
         self.base_url = ""
         """Where engines find `app`; set once its port is known."""
         self._lent: dict[str, Path] = {}
@@ -44,4 +47,4 @@ class Lender:
         path = self._lent.get(request.path_params["token"])
         if path is None:
             return Response(status_code=404)
-        return FileResponse(path, media_type="application/octet-stream")
+        return MediaResponse(path, self._pause_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,15 @@ from ep_serve.gateway.media.index import Blob, File
 from ep_serve.gateway.media.lending import Lender
 from ep_serve.gateway.media.parts import Inline, MediaPart, Modality, Remote, Uploaded
 from ep_serve.gateway.media.probe import Prober
-from ep_serve.gateway.media.store import Store, Upload
+from ep_serve.gateway.media.slots import FairSlots
+from ep_serve.gateway.media.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from ep_serve.gateway.keys import Key
     from ep_serve.gateway.limits import KeyLimits
+    from ep_serve.gateway.media.upload import Upload
     from ep_serve.gateway.metrics import Metrics
     from ep_serve.gateway.settings import GatewaySettings, StoreSettings
     from ep_serve.gateway.tracing import Tracing
@@ -49,11 +51,13 @@ class MediaService:
         self._limits = limits
         self._metrics = metrics
         self._tracing = tracing
-        self._slots = asyncio.Semaphore(settings.media.concurrency)
+        # What comes inside a request does not wait for servers elsewhere.
+        self._unpacking = FairSlots(settings.media.concurrency)
+        self._fetching = FairSlots(settings.media.concurrency)
         self.store = _store(settings.store, metrics)
         self.fetcher = Fetcher(settings.media)
         self.prober = Prober(settings.media.probe, metrics)
-        self.lender = Lender()
+        self.lender = Lender(settings.request.body_timeout_s)
 
     async def open(self) -> None:
         await self.store.open()
@@ -65,8 +69,13 @@ class MediaService:
         await self.store.close()
 
     @asynccontextmanager
-    async def lent(self, parts: Sequence[MediaPart], key: Key) -> AsyncIterator[Lent]:
+    async def lent(self, parts: Sequence[MediaPart], key: Key, share: str) -> AsyncIterator[Lent]:
         """Rewrite the parts of a request to URLs that work inside the block.
+
+        Args:
+            parts: what is rewritten.
+            key: whose files may be named, and whose limits count.
+            share: whose share of room and slots the request takes.
 
         Raises:
             ApiError: a medium is refused, with the limit named.
@@ -80,15 +89,13 @@ class MediaService:
         total = 0
         async with AsyncExitStack() as stack:
             for part in parts:
-                blob = await self._blob(part, key, stack)
+                blob, facts = await self._medium(part, key, share, stack)
                 total += blob.nbytes
                 if total > self._settings.max_request_bytes:
                     raise too_large(self._settings.max_request_bytes)
-                facts = await self.probed(blob)
                 modality = part.modality or _natural(facts)
                 _check(modality, facts, part.where)
-                path = await stack.enter_async_context(self.store.pinned(blob.digest))
-                url = stack.enter_context(self.lender.lent(path))
+                url = stack.enter_context(self.lender.lent(self.store.path(blob.digest)))
                 name = cache_id(key.owner, modality, blob.digest)
                 part.rewrite(modality, url, name)
                 lent.digests[url] = blob.digest
@@ -98,10 +105,8 @@ class MediaService:
 
     async def add_file(self, upload: Upload, key: Key, name: str, purpose: str) -> File:
         """Keep a complete upload as a file, if it is a medium that is served."""
-        blob = await upload.commit()
-        async with self.store.pinned(blob.digest):
-            await self.probed(blob)
-            return await self.store.add_file(key.owner, blob, name, purpose)
+        blob, _ = await self._accepted(upload)
+        return await self.store.add_file(key.owner, blob, name, purpose)
 
     async def receive(self, upload: Upload, data: bytes, key: Key, source: str) -> None:
         """Add bytes to an upload, inside all limits."""
@@ -111,35 +116,41 @@ class MediaService:
         await upload.write(data)
         self._metrics.media_bytes.labels(source).inc(len(data))
 
-    async def probed(self, blob: Blob) -> dict[str, Any]:
-        """The facts about a stored medium, remembered or found."""
-        facts = self.store.facts(blob.digest)
-        if facts is None:
-            try:
-                probing = self._tracing.span("probe", bytes=blob.nbytes)
-                async with probing, self.store.pinned(blob.digest) as path:
-                    facts = await self.prober.probe(path)
-            except ApiError:  # as soon as the request has let go of it, too
-                asyncio.get_running_loop().call_soon(self.store.discard_unused, blob.digest)
-                raise
-            self.store.remember_facts(blob.digest, facts)
-        return facts
-
-    async def _blob(self, part: MediaPart, key: Key, stack: AsyncExitStack) -> Blob:
-        """The stored medium of a part, pinned until the end of `stack`."""
+    async def _medium(
+        self, part: MediaPart, key: Key, share: str, stack: AsyncExitStack
+    ) -> tuple[Blob, dict[str, Any]]:
+        """A part's medium, which stays until the end of `stack`, and the facts about it."""
         source = part.source
         if isinstance(source, Uploaded):
             file = await self.store.file(key.owner, source.file_id)
-            await stack.enter_async_context(self.store.pinned(file.digest))
-            return Blob(file.digest, file.nbytes)
-        async with self._slots, self.store.receive() as upload:
-            if isinstance(source, Inline):
+            await stack.enter_async_context(self.store.pinned(file.digest, share))
+            blob = Blob(file.digest, file.nbytes)
+            return blob, await self._facts(blob, share)
+        upload = await stack.enter_async_context(self.store.receive(share))
+        if isinstance(source, Inline):
+            async with self._unpacking.slot(share):
                 await self._unpack(source.pieces, upload, key)
-            else:
+        else:
+            async with self._fetching.slot(share):
                 await self._fetch(source, upload, key)
-            blob = await upload.commit()
-            await stack.enter_async_context(self.store.pinned(blob.digest))
-            return blob
+        return await self._accepted(upload)
+
+    async def _accepted(self, upload: Upload) -> tuple[Blob, dict[str, Any]]:
+        """A complete upload and the facts about it; if it is refused, nothing of it stays."""
+        upload.refused = True
+        blob = await upload.commit()
+        facts = await self._facts(blob, upload.tenant)
+        upload.refused = False
+        return blob, facts
+
+    async def _facts(self, blob: Blob, share: str) -> dict[str, Any]:
+        """The facts about a medium that is in use, remembered or found."""
+        facts = await self.store.facts(blob.digest)
+        if facts is None:
+            async with self._tracing.span("probe", bytes=blob.nbytes):
+                facts = await self.prober.probe(self.store.path(blob.digest), share)
+            await self.store.remember_facts(blob.digest, facts)
+        return facts
 
     async def _unpack(self, pieces: list[bytes], upload: Upload, key: Key) -> None:
         """Move decoded pieces from memory into an upload."""
@@ -152,9 +163,11 @@ class MediaService:
 
     async def _fetch(self, source: Remote, upload: Upload, key: Key) -> None:
         async with self._tracing.span("fetch") as span:
-            async with aclosing(self.fetcher.chunks(source.url)) as chunks:
-                async for chunk in chunks:
-                    await self.receive(upload, chunk, key, "fetched")
+
+            async def write(chunk: bytes) -> None:
+                await self.receive(upload, chunk, key, "fetched")
+
+            await self.fetcher.fetch(source.url, write)
             span.set(bytes=upload.nbytes)
 
 

@@ -7,7 +7,7 @@
 {{- $service := include "ep-serve.object" (dict "root" $.root "component" "engine" "model" $name) -}}
 {{- $upstreams = append $upstreams (printf "http://%s:8000" $service) -}}
 {{- end -}}
-{{- $quota := div (mul $gateway.store.sizeGiB 1073741824 9) 10 -}}
+{{- $quota := div (mul $gateway.store.sizeGiB 1073741824 3) 4 -}}
 {{- $own := dict
   "host" "0.0.0.0"
   "port" 8080

@@ -16,13 +16,12 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image
 
+from ep_serve.contract.media_formats import default_track
 from ep_serve.media.containers import (
     UNTIMED,
     PacketSpan,
     check_complete,
-    check_reach,
     open_media,
-    pick_stream,
     prepare_decoder,
 )
 from ep_serve.media.counter import decodes
@@ -120,8 +119,8 @@ def plan_clip(data: bytes, rule: SamplingRule, limits: MediaLimits) -> ClipPlan:
 def _plan(data: bytes, rule: SamplingRule, limits: MediaLimits, deadline: Deadline) -> ClipPlan:
     with open_media(data, "video", limits, deadline) as container:
         stream = _video_stream(container, limits)
-        sound = PacketSpan(pick_stream(container.streams.audio))
-        stamps = _timestamps(container, stream, sound, limits, deadline)
+        sound = PacketSpan(default_track(container.streams.audio))
+        stamps = _timestamps(data, container, stream, sound, limits, deadline)
         known = sorted(stamp for stamp in stamps if stamp is not None)
         unit = stream.time_base
         # Frames are counted, not timed, wherever timestamps are guessed, missing or repeated.
@@ -148,6 +147,7 @@ def _plan(data: bytes, rule: SamplingRule, limits: MediaLimits, deadline: Deadli
 
 
 def _timestamps(
+    data: bytes,
     container: InputContainer,
     stream: VideoStream,
     sound: PacketSpan,
@@ -171,15 +171,14 @@ def _timestamps(
         if not packet.is_discard:  # left out by an edit list
             stamps.append(packet.pts)
     deadline.check()
-    check_complete(container, stream, "video", packets)
-    check_reach(container, "video", end_s)
+    check_complete(data, container, stream, "video", packets, end_s)
     if not stamps:
         raise MediaError("the video holds no pictures")
     return stamps
 
 
 def _video_stream(container: InputContainer, limits: MediaLimits) -> VideoStream:
-    stream = pick_stream(container.streams.video)
+    stream = default_track(container.streams.video)
     if stream is None:
         raise MediaError("the file has no video stream")
     prepare_decoder(stream, "video", limits)

@@ -10,37 +10,32 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import av
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Disposition, Stream
+from av.stream import Stream
 
+from ep_serve.contract.media_formats import (
+    AUDIO_CODECS,
+    CONTAINERS,
+    HEAD_BYTES,
+    MAX_STREAMS,
+    VIDEO_CODECS,
+    refused_format,
+)
+from ep_serve.contract.truncation import missing_bytes, missing_seconds
 from ep_serve.media.errors import MediaError
 from ep_serve.media.limits import Deadline, MediaLimits
 
-DEMUXERS = (
-    *("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "gif"),
-    *("ogg", "wav", "mp3", "flac", "aac"),
-)
-DECODERS = (
-    *("h264", "hevc", "libdav1d", "av1", "vp8", "vp9", "mpeg4", "mpeg2video", "mpeg1video"),
-    *("h263", "flv", "mjpeg", "gif", "theora", "prores", "ffv1", "png", "rawvideo"),
-    *("aac", "aac_latm", "mp3", "mp3float", "mp2", "mp2float", "opus", "vorbis", "flac", "alac"),
-    *("ac3", "eac3", "amrnb", "amrwb", "speex", "adpcm_ms", "adpcm_ima_wav"),
-    *("pcm_u8", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_s32be"),
-    *("pcm_f32le", "pcm_f32be", "pcm_f64le", "pcm_mulaw", "pcm_alaw"),
-)
+CODECS = (*VIDEO_CODECS, *AUDIO_CODECS)
 GUESSED_DURATION = ("mp3", "aac", "mpeg", "mpegts")
 """Demuxers whose duration is an estimate from the bit rate or from the last timestamp."""
 UNTIMED = ("avi",)
 """Demuxers without presentation times, whose timestamps FFmpeg guesses."""
-MISSING_S = 1.0
-"""Seconds by which a Matroska file may fall short of its stated duration, or a tenth of it."""
 
 _DAMAGE = (av.FFmpegError, ArithmeticError, LookupError, OSError, RuntimeError, ValueError)
-_S = TypeVar("_S", bound=Stream)
 
 
 class Source(io.BytesIO):
@@ -67,10 +62,13 @@ def open_media(
     """
     if not data:
         raise MediaError(f"the {what} is empty (0 bytes)")
+    check_format(data, what)
     unknown = (
-        f"the {what} is not in a container that is served ({', '.join(DEMUXERS)}), "
+        f"the {what} is not in a container that is served ({', '.join(CONTAINERS)}), "
         "or its header is missing, cut short or damaged"
     )
+    if lacking := missing_bytes(io.BytesIO(data)):
+        unknown = f"the {what} is cut short: {lacking}"
     with _damage_as(unknown, deadline):
         container = av.open(
             Source(data, deadline),
@@ -78,24 +76,21 @@ def open_media(
             # FFmpeg decodes the first pictures while it opens a file: the bounds hold there too.
             options=_codec_options(limits),
             container_options={
-                "format_whitelist": ",".join(DEMUXERS),
-                "codec_whitelist": ",".join(DECODERS),
+                "format_whitelist": ",".join(CONTAINERS),
+                "codec_whitelist": ",".join(CODECS),
                 "protocol_whitelist": "none",
             },
             metadata_errors="replace",
         )
     with container, _damage_as(f"the {what} is damaged and cannot be read", deadline):
         deadline.check()
+        if len(container.streams) > MAX_STREAMS:
+            raise MediaError(
+                f"the {what} has {len(container.streams)} streams; the limit is {MAX_STREAMS}"
+            )
         if container.duration and container.format.name not in GUESSED_DURATION:
             limits.check_duration(what, container.duration / av.time_base)
         yield container
-
-
-def pick_stream(streams: tuple[_S, ...]) -> _S | None:
-    """The stream a player would choose: the first one marked as default, else the first one."""
-    real = [s for s in streams if not s.disposition & Disposition.attached_pic]
-    default = (s for s in real if s.disposition & Disposition.default)
-    return next(default, real[0] if real else None)
 
 
 def prepare_decoder(stream: Stream, what: str, limits: MediaLimits) -> None:
@@ -105,7 +100,7 @@ def prepare_decoder(stream: Stream, what: str, limits: MediaLimits) -> None:
     them, and a server decodes several files side by side anyway.
     """
     codec: Any = stream.codec_context  # None where FFmpeg has no decoder
-    if codec is None or codec.name not in DECODERS:
+    if codec is None or codec.name not in CODECS:
         name = "unknown" if codec is None else codec.name
         raise MediaError(f"the {what} uses the codec {name}, which is not served")
     codec.options = _codec_options(limits)
@@ -113,28 +108,41 @@ def prepare_decoder(stream: Stream, what: str, limits: MediaLimits) -> None:
     codec.thread_count = 1
 
 
-def check_complete(container: InputContainer, stream: Stream, what: str, packets: int) -> None:
-    """Refuse a file whose index promises more packets of a stream than were found.
+def check_format(data: bytes, what: str) -> None:
+    """Refuse a common format that is not served by its name."""
+    if name := refused_format(data[:HEAD_BYTES]):
+        raise MediaError(f"the {what} is in the format {name}, which is not served")
 
-    Only the index of MP4 and its relatives lists every packet.
+
+def check_complete(
+    data: bytes, container: InputContainer, stream: Stream, what: str, packets: int, end_s: float
+) -> None:
+    """Refuse a file that ends before its index, its stated duration or its structure.
+
+    Args:
+        data: the file.
+        container: the same, opened.
+        stream: one that was read to its end.
+        what: the file, in words.
+        packets: how many the stream had.
+        end_s: when the last packet that was read ends; 0 if that is unknown.
     """
+    # Only the index of MP4 and its relatives lists every packet.
     promised = len(stream.index_entries) if "mp4" in container.format.name else 0
     if packets < promised:
         raise MediaError(
             f"the {what} is cut short: its index lists {promised} packets, the file holds {packets}"
         )
-
-
-def check_reach(container: InputContainer, what: str, end_s: float) -> None:
-    """Refuse a Matroska file whose last packet ends long before its stated duration."""
-    if "matroska" not in container.format.name or not container.duration:
-        return
-    stated = container.duration / av.time_base
-    if stated - end_s > max(MISSING_S, stated / 10):
+    stated = (container.duration or 0) / av.time_base
+    if end_s and missing_seconds(container.format.name, stated, end_s):
         raise MediaError(
             f"the {what} is cut short: its header states {stated:.1f} s, "
             f"the file holds {end_s:.1f} s"
         )
+    if lacking := missing_bytes(io.BytesIO(data)):
+        raise MediaError(f"the {what} is cut short: {lacking}")
+    if container.format.name == "gif" and not data.rstrip(b"\0").endswith(b";"):
+        raise MediaError(f"the {what} is cut short: it lacks the mark at the end of a GIF")
 
 
 class PacketSpan:
@@ -157,6 +165,11 @@ class PacketSpan:
             begin = float(packet.pts * packet.time_base)
             self._first = begin if self._first is None else min(self._first, begin)
             self._end = max(self._end, begin + length)
+
+    @property
+    def end_s(self) -> float:
+        """When the last packet ends; 0 without timestamps."""
+        return self._end
 
     def seconds(self, start_s: float | None = None) -> float:
         """Seconds from `start_s`, if given, to the end of the last packet.

@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ep_serve.media.containers import Source
+from ep_serve.contract.media_formats import PICTURE_FORMATS
+from ep_serve.media.containers import Source, check_format
 from ep_serve.media.counter import decodes
 from ep_serve.media.errors import MediaError
 from ep_serve.media.limits import Deadline, MediaLimits
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
-"""Pillow plugins for what browsers show; others read rarely used code, or start programs (EPS)."""
 MAX_JPEG_SCANS = 100
 """Passes over a progressive JPEG, each of which may cost as much as the whole picture."""
 
@@ -53,9 +52,10 @@ def _opened(data: bytes, limits: MediaLimits) -> Iterator[Image.Image]:
     """Open an image inside the limits; what is raised within the block becomes a `MediaError`."""
     if not data:
         raise MediaError("the image is empty (0 bytes)")
+    check_format(data, "image")
     deadline = Deadline(limits.timeout_s)
     try:
-        with Image.open(Source(data, deadline), formats=FORMATS) as image:
+        with Image.open(Source(data, deadline), formats=PICTURE_FORMATS) as image:
             limits.check_picture("image", image.height, image.width)
             scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 1
             if scans > MAX_JPEG_SCANS:
@@ -74,7 +74,7 @@ def _opened(data: bytes, limits: MediaLimits) -> Iterator[Image.Image]:
     except UnidentifiedImageError as error:
         deadline.check()
         raise MediaError(
-            f"the image is in none of the formats served ({', '.join(FORMATS)}), "
+            f"the image is in none of the formats served ({', '.join(PICTURE_FORMATS)}), "
             "or its header is damaged"
         ) from error
     except Exception as error:  # Pillow's plugins raise errors of every kind on damaged data

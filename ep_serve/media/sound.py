@@ -17,12 +17,12 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from numpy.typing import NDArray
 
+from ep_serve.contract.media_formats import MAX_CHANNELS, SAMPLE_RATES, default_track
 from ep_serve.media.containers import (
     UNTIMED,
     PacketSpan,
     check_complete,
     open_media,
-    pick_stream,
     prepare_decoder,
 )
 from ep_serve.media.counter import decodes
@@ -31,8 +31,6 @@ from ep_serve.media.limits import Deadline, MediaLimits
 
 SAMPLE_RATE = 16_000
 """Hz."""
-SOURCE_RATES = (4_000, 384_000)
-"""Hz; beyond these the resampler's filter, or the output of one packet, grows out of bounds."""
 FULL_SCALE = 2.0**31
 """Float sound may exceed 1; beyond the range of 32-bit samples its power overflows float32."""
 GAP_S = 0.1
@@ -90,7 +88,7 @@ def sound_track(
         stream = _audio_stream(container, limits)
         track = _Track(limits, start_s)
         timed = container.format.name not in UNTIMED
-        for frame in _frames(container, stream, deadline):
+        for frame in _frames(data, container, stream, deadline):
             track.add(frame, timed)
         samples = track.finish()
     if not samples.size:
@@ -102,20 +100,26 @@ def sound_track(
 
 
 def _audio_stream(container: InputContainer, limits: MediaLimits) -> AudioStream:
-    stream = pick_stream(container.streams.audio)
+    stream = default_track(container.streams.audio)
     if stream is None:
         raise MediaError("the file has no sound track")
     prepare_decoder(stream, "sound", limits)
+    if stream.codec_context.channels > MAX_CHANNELS:
+        raise MediaError(
+            f"the sound has {stream.codec_context.channels} channels; the limit is {MAX_CHANNELS}"
+        )
     return stream
 
 
 def _frames(
-    container: InputContainer, stream: AudioStream, deadline: Deadline
+    data: bytes, container: InputContainer, stream: AudioStream, deadline: Deadline
 ) -> Iterator[AudioFrame]:
     """Every frame that can be decoded; a damaged packet leaves a gap in time."""
     packets = failed = 0
+    span = PacketSpan(stream)
     for packet in container.demux(stream):
         packets += bool(packet.size)
+        span.add(packet)
         try:
             frames = packet.stream.decode(packet)
         except av.FFmpegError:
@@ -125,7 +129,9 @@ def _frames(
             deadline.check()
             yield frame
         deadline.check()
-    check_complete(container, stream, "sound", packets)
+    # The duration in the header is that of the longest stream.
+    end_s = span.end_s if len(container.streams) == 1 else 0.0
+    check_complete(data, container, stream, "sound", packets, end_s)
     if failed and failed >= packets:
         raise MediaError(f"the sound cannot be decoded ({stream.codec_context.name})")
 
@@ -145,7 +151,7 @@ class _Track:
         shape = frame.sample_rate, frame.format.name, frame.layout.name
         if shape != self._shape or self._resampler is None:
             self._flush()
-            low, high = SOURCE_RATES
+            low, high = SAMPLE_RATES
             if not low <= frame.sample_rate <= high:
                 raise MediaError(
                     f"the sound has {frame.sample_rate} samples a second; "

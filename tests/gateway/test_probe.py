@@ -51,7 +51,7 @@ async def test_common_media_are_recognised(tmp_path: Path) -> None:
         sound = await probe(make_wav(1.5))
         assert (sound["video"], sound["audio"], sound["sample_rate"]) == (None, "pcm_s16le", 16_000)
         assert 1.4 < sound["duration_s"] < 1.6
-        for fmt in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"):
+        for fmt in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "AVIF"):
             assert (await probe(make_image(fmt=fmt)))["picture"], fmt
         for container in ("webm", "matroska", "avi", "flv", "mpegts"):
             codec = "libvpx" if container == "webm" else "mpeg4"
@@ -75,6 +75,8 @@ async def test_common_media_are_recognised(tmp_path: Path) -> None:
         (b"%PDF-1.7\n" + b"x" * 100, 415),
         (b"<?xml version='1.0'?><MPD><BaseURL>http://127.0.0.1/</BaseURL></MPD>", 415),
         (make_clip(seconds=1)[:200], 415),
+        (make_image(fmt="TIFF"), 415),
+        (make_wav(1)[:-1000], 422),
     ],
 )
 async def test_what_is_no_medium_is_refused(tmp_path: Path, data: bytes, status: int) -> None:

@@ -12,34 +12,33 @@ from typing import Any, BinaryIO
 
 import av
 from av.container import InputContainer
-from av.stream import Disposition
 
-PICTURES = frozenset(
-    {"png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe", "gif", "gif_pipe", "mov"}
+from ep_serve.contract.media_formats import (
+    AUDIO_CODECS,
+    CONTAINERS,
+    HEAD_BYTES,
+    MAX_CHANNELS,
+    MAX_STREAMS,
+    SAMPLE_RATES,
+    VIDEO_CODECS,
+    default_track,
+    refused_format,
+    webp_size,
 )
-DEMUXERS = (
-    *("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "gif"),
-    *("ogg", "wav", "mp3", "flac", "aac"),
-    *("png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe", "gif_pipe"),
-)
-VIDEO_CODECS = frozenset(
-    {
-        *("h264", "hevc", "libdav1d", "av1", "vp8", "vp9", "mpeg4", "mpeg2video", "mpeg1video"),
-        *("h263", "flv", "mjpeg", "gif", "theora", "prores", "ffv1", "png", "rawvideo"),
-    }
-)
-PICTURE_CODECS = frozenset({"png", "mjpeg", "webp", "bmp", "tiff", "gif", "av1", "libdav1d"})
-AUDIO_CODECS = frozenset(
-    {
-        *("aac", "aac_latm", "mp3", "mp3float", "mp2", "mp2float", "opus", "vorbis", "flac"),
-        *("alac", "ac3", "eac3", "amrnb", "amrwb", "speex", "adpcm_ms", "adpcm_ima_wav"),
-        *("pcm_u8", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le"),
-        *("pcm_s32be", "pcm_f32le", "pcm_f32be", "pcm_f64le", "pcm_mulaw", "pcm_alaw"),
-    }
-)
-SAMPLE_RATES = (4_000, 384_000)
-MAX_CHANNELS = 64
-MAX_STREAMS = 64
+from ep_serve.contract.truncation import missing_bytes, missing_seconds
+
+_PICTURE_CODECS = {
+    "png_pipe": "png",
+    "apng": "apng",
+    "jpeg_pipe": "mjpeg",
+    "webp_pipe": "webp",
+    "bmp_pipe": "bmp",
+    "gif": "gif",
+    "gif_pipe": "gif",
+}
+"""FFmpeg's demuxers for `PICTURE_FORMATS`, and their codecs; AVIF files are read as MP4."""
+_DEMUXERS = tuple(dict.fromkeys((*CONTAINERS, *_PICTURE_CODECS)))
+_AVIF_BRANDS = ("avif", "avis")
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,10 @@ def probe(file: BinaryIO, bounds: Bounds) -> Facts:
     Raises:
         RefusedError: it is not served, or exceeds a limit.
     """
+    head = file.read(HEAD_BYTES)
+    if name := refused_format(head):
+        raise RefusedError(415, f"is in the format {name}, which is not served")
+    lacking = missing_bytes(file)
     options = {"max_pixels": str(bounds.max_pixels), "threads": "1"}
     try:
         container = av.open(
@@ -93,48 +96,56 @@ def probe(file: BinaryIO, bounds: Bounds) -> Facts:
             mode="r",
             options=options,
             container_options={
-                "format_whitelist": ",".join(DEMUXERS),
+                "format_whitelist": ",".join(_DEMUXERS),
                 "protocol_whitelist": "none",
             },
             metadata_errors="replace",
         )
     except (av.FFmpegError, ValueError, OSError):
-        raise RefusedError(
-            415, "is not in a format that is served, or its header is damaged"
-        ) from None
+        reason = "is not in a format that is served, or its header is damaged"
+        raise RefusedError(415, f"is cut short: {lacking}" if lacking else reason) from None
     try:
         with container:
-            return _facts(container, bounds)
+            facts = _facts(container, bounds, webp_size(head))
     except (av.FFmpegError, ArithmeticError, LookupError, OSError, ValueError):
         raise RefusedError(422, "is damaged and cannot be read") from None
+    if lacking:
+        raise RefusedError(422, f"is cut short: {lacking}")
+    return facts
 
 
-def _facts(container: InputContainer, bounds: Bounds) -> Facts:
+def _facts(container: InputContainer, bounds: Bounds, canvas: tuple[int, int] | None) -> Facts:
     if len(container.streams) > MAX_STREAMS:
         raise RefusedError(422, f"has {len(container.streams)} streams; the limit is {MAX_STREAMS}")
     facts = Facts(container.format.name.split(",")[0])
-    _video(container, facts, bounds)
+    _video(container, facts, bounds, canvas)
     _audio(container, facts)
     if facts.video is None and facts.audio is None:
         raise RefusedError(415, "holds neither a picture nor a sound that can be decoded")
     brand = str(container.metadata.get("major_brand", "")).strip()
-    still = facts.container != "mov" or brand in ("avif", "avis")
-    facts.picture = facts.container in PICTURES and facts.video in PICTURE_CODECS and still
+    facts.picture = facts.video == _PICTURE_CODECS.get(facts.container, "") or (
+        facts.container == "mov" and brand in _AVIF_BRANDS
+    )
     if container.duration:
         _check_duration(container.duration / av.time_base, bounds)
     _walk(container, facts, bounds)
     return facts
 
 
-def _video(container: InputContainer, facts: Facts, bounds: Bounds) -> None:
-    real = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not real:
+def _video(
+    container: InputContainer, facts: Facts, bounds: Bounds, canvas: tuple[int, int] | None
+) -> None:
+    stream = default_track(container.streams.video)
+    if stream is None:
         return
-    codec: Any = real[0].codec_context
+    codec: Any = stream.codec_context
     name = codec.name if codec is not None else "unknown"
-    if name not in VIDEO_CODECS | PICTURE_CODECS:
+    still = facts.container not in CONTAINERS
+    if name not in (_PICTURE_CODECS.values() if still else VIDEO_CODECS):
         raise RefusedError(415, f"has pictures in the codec {name}, which is not served")
     facts.video, facts.width, facts.height = name, codec.width, codec.height
+    if name == "webp" and canvas is not None:
+        facts.width, facts.height = canvas
     pixels = facts.width * facts.height
     size = f"{facts.width}x{facts.height}"
     if pixels <= 0:
@@ -152,9 +163,10 @@ def _video(container: InputContainer, facts: Facts, bounds: Bounds) -> None:
 
 
 def _audio(container: InputContainer, facts: Facts) -> None:
-    if not container.streams.audio:
+    stream = default_track(container.streams.audio)
+    if stream is None:
         return
-    codec: Any = container.streams.audio[0].codec_context
+    codec: Any = stream.codec_context
     name = codec.name if codec is not None else "unknown"
     if name not in AUDIO_CODECS:
         raise RefusedError(415, f"has sound in the codec {name}, which is not served")
@@ -171,6 +183,7 @@ def _audio(container: InputContainer, facts: Facts) -> None:
 def _walk(container: InputContainer, facts: Facts, bounds: Bounds) -> None:
     """Count frames and seconds of the longest stream; stop at the limits."""
     spans: dict[int, _Span] = {}
+    reached = 0.0
     kinds = {stream.index: stream.type for stream in container.streams}
     for packet in container.demux():
         index = packet.stream_index
@@ -188,9 +201,15 @@ def _walk(container: InputContainer, facts: Facts, bounds: Bounds) -> None:
         span = spans.setdefault(index, _Span())
         span.add(None if packet.pts is None else float(packet.pts * base), length)
         facts.duration_s = max(facts.duration_s, span.seconds)
+        reached = max(reached, span.last)
         _check_duration(span.seconds, bounds)
     if not facts.frames and not spans:
         raise RefusedError(422, "is empty: its streams hold nothing")
+    stated = (container.duration or 0) / av.time_base
+    if reached and missing_seconds(container.format.name, stated, reached):
+        raise RefusedError(
+            422, f"is cut short: its header states {stated:.1f} s, the file holds {reached:.1f} s"
+        )
 
 
 class _Span:
@@ -200,14 +219,14 @@ class _Span:
         self.seconds = 0.0
         self._sum = 0.0
         self._first = math.inf
-        self._last = -math.inf
+        self.last = -math.inf
 
     def add(self, moment: float | None, length: float) -> None:
         self._sum += length
         if moment is not None:
             self._first = min(self._first, moment)
-            self._last = max(self._last, moment + length)
-        self.seconds = max(self._sum, self._last - self._first)
+            self.last = max(self.last, moment + length)
+        self.seconds = max(self._sum, self.last - self._first)
 
 
 def _check_duration(seconds: float, bounds: Bounds) -> None:

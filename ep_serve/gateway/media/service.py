@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ep_serve.contract.media_formats import CONTAINERS
 from ep_serve.gateway.errors import ApiError, invalid
 from ep_serve.gateway.media.fetch import Fetcher, too_large
 from ep_serve.gateway.media.index import Blob, File
@@ -194,7 +195,7 @@ def _natural(facts: dict[str, Any]) -> Modality:
 
 
 def _check(modality: Modality, facts: dict[str, Any], where: str) -> None:
-    still = facts["container"].endswith("_pipe")
+    still = facts["container"] not in CONTAINERS
     fits = {
         "image": facts["picture"],
         "video": bool(facts["video"]) and not still,

@@ -5,21 +5,33 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from ep_serve.gateway.errors import ApiError
+from ep_serve.gateway.errors import ApiError, too_many_media
 from ep_serve.gateway.json_body import JsonBody
+from ep_serve.gateway.media.slots import FairSlots
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Iterator,
+    )
 
     from starlette.requests import Request
 
+    from ep_serve.gateway.media.inlined import InlinedMedium
     from ep_serve.gateway.settings import RequestSettings
+
+    Keep = Callable[[InlinedMedium], Awaitable[object]]
 
 _DENSE = 4_000
 """Strings and brackets in a piece of a body, from which on reading it takes milliseconds."""
+_KEPT = 64 * 2**10
+"""Bytes of a medium that stay in memory until the request is checked."""
 _LONG = 64 * 2**10
 """Bytes of text, from which on parsing takes milliseconds."""
 
@@ -64,8 +76,8 @@ class Reservation:
 
     def __init__(self, quota: BodyQuota, tenant: str) -> None:
         self.nbytes = 0
+        self.tenant = tenant
         self._quota = quota
-        self._tenant = tenant
 
     def grow(self, nbytes: int) -> None:
         """Count more bytes.
@@ -81,33 +93,45 @@ class Reservation:
         Raises:
             ApiError: 429.
         """
-        self._quota.add(self._tenant, nbytes - self.nbytes)
+        self._quota.add(self.tenant, nbytes - self.nbytes)
         self.nbytes = nbytes
 
 
 class BodyReader:
     """Reads JSON bodies. Costly ones take turns, so that the event loop is not held up for long."""
 
-    def __init__(self, settings: RequestSettings) -> None:
+    def __init__(self, settings: RequestSettings, max_media: int) -> None:
         self.quota = BodyQuota(settings)
         self._settings = settings
-        self._lock = asyncio.Lock()
+        self._max_media = max_media
+        self._turns = FairSlots(1)
 
-    async def json(self, request: Request, reserved: Reservation) -> JsonBody:
+    async def json(self, request: Request, reserved: Reservation, keep: Keep) -> JsonBody:
         """The body of a request, complete and not parsed.
 
+        Args:
+            request: whose body is read.
+            reserved: counts the memory that the body takes.
+            keep: takes what is decoded of a medium out of memory.
+
         Raises:
-            ApiError: 400, 408, 413, 415 or 429.
+            ApiError: 400, 408, 413, 415, 429 or 503.
         """
         check_type(request, "application/json")
         body = JsonBody(self._settings.max_text_bytes)
-        async for chunk in stream(request, self._settings.max_body_bytes, self._settings):
-            reserved.grow(len(chunk))
-            if chunk.count(b'"') + chunk.count(b"[") + chunk.count(b"]") < _DENSE:
-                body.feed(chunk)
-                continue
-            async with self._turn():
-                body.feed(chunk)
+        chunks = stream(request, self._settings.max_body_bytes, self._settings)
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                reserved.grow(len(chunk))
+                dense = chunk.count(b'"') + chunk.count(b"[") + chunk.count(b"]") > _DENSE
+                async with self._turn(reserved.tenant) if dense else nullcontext():
+                    body.feed(chunk)
+                if len(body.media) > self._max_media:
+                    raise too_many_media(self._max_media, len(body.media))
+                for medium in body.all_media:
+                    if medium.memory_bytes > _KEPT:
+                        await keep(medium)
+                reserved.resize(body.memory_bytes)
         return body
 
     @asynccontextmanager
@@ -117,14 +141,15 @@ class BodyReader:
         Raises:
             ApiError: 429.
         """
-        async with self._turn() if body.text_bytes > _LONG else nullcontext():
-            reserved.resize(body.media_bytes + body.parsed_bytes)
+        long = body.text_bytes > _LONG
+        async with self._turn(reserved.tenant) if long else nullcontext():
+            reserved.resize(body.parsed_bytes)
             yield
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
+    async def _turn(self, tenant: str) -> AsyncIterator[None]:
         """One after the other, with as much time between for everything else as each takes."""
-        async with self._lock:
+        async with self._turns.slot(tenant):
             since = time.perf_counter()
             yield
             await asyncio.sleep(time.perf_counter() - since)

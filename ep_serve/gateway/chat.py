@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
@@ -59,15 +61,15 @@ class _ChatAnswer(Response):
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        parts, bodies = self._gateway, self._gateway.bodies
-        with (
-            parts.limits.running(self._key),
-            bodies.quota.reserve(share_of(self._key, scope)) as reserved,
-        ):
-            body = await bodies.json(self._request, reserved)
-            async with bodies.parsing(body, reserved):
-                chat = ChatRequest(body, self._key, parts.settings.request)
-            await while_connected(receive, self._answer(chat, reserved, scope, send))
+        parts, bodies, key = self._gateway, self._gateway.bodies, self._key
+        share = share_of(key, scope)
+        with parts.limits.running(key), bodies.quota.reserve(share) as reserved:
+            async with AsyncExitStack() as stack:
+                keep = partial(parts.media.keep, key=key, share=share, stack=stack)
+                body = await bodies.json(self._request, reserved, keep)
+                async with bodies.parsing(body, reserved):
+                    chat = ChatRequest(body, key, parts.settings.request)
+                await while_connected(receive, self._answer(chat, reserved, scope, send))
 
     async def _answer(
         self, chat: ChatRequest, reserved: Reservation, scope: Scope, send: Send
@@ -93,7 +95,7 @@ class _ChatAnswer(Response):
         self, chat: ChatRequest, reserved: Reservation, scope: Scope, send: Send
     ) -> None:
         parts, key = self._gateway, self._key
-        async with parts.media.lent(chat.parts, key, share_of(key, scope)) as lent:
+        async with parts.media.lent(chat.parts, key, reserved.tenant) as lent:
             forward = parts.settings.forward_priority
             job = Job(
                 content=chat.content(lent.digests),

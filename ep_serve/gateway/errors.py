@@ -77,6 +77,11 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
     return ApiError(400, message, code=code, param=param)
 
 
+def too_many_media(limit: int, found: int) -> ApiError:
+    """400: more media than a request may have."""
+    return invalid(f"A request may have {limit} media (got {found} at least).", "messages")
+
+
 def internal_error() -> ApiError:
     """500, without a word about the reason."""
     return ApiError(500, "The gateway failed to process the request.", code="internal_error")

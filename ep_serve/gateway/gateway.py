@@ -37,7 +37,7 @@ class Gateway:
         self.tracing = tracing(settings.tracing)
         self.keys = KeyRing(settings.keys_file)
         self.limits = KeyLimits(self.metrics)
-        self.bodies = BodyReader(settings.request)
+        self.bodies = BodyReader(settings.request, settings.media.max_per_request)
         self.upstreams = Upstreams(settings, self.metrics)
         self.router = Router(self.upstreams, settings, self.metrics, self.tracing)
         self.relay = Relay(self.router, self.upstreams, settings.routing, self.metrics)

@@ -1,6 +1,6 @@
 """Reading a JSON body as it arrives, with bounds on what parsing it may cost.
 
-Inlined media are most of a large body. They are decoded on the way and never part of a parsed
+Inlined media are most of a large body. They are decoded as they arrive and never part of a parsed
 object; what is left is bounded in size, depth and number of values before it is parsed.
 """
 
@@ -74,14 +74,21 @@ class JsonBody:
         return len(self._text)
 
     @property
-    def media_bytes(self) -> int:
-        return sum(medium.nbytes for medium in self.media.values())
+    def all_media(self) -> list[InlinedMedium]:
+        """The media, that which is being read too."""
+        return [*self.media.values(), *([] if self._medium is None else [self._medium])]
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory that it takes."""
+        return len(self._text) + sum(medium.memory_bytes for medium in self.all_media)
 
     @property
     def parsed_bytes(self) -> int:
-        """An upper bound of the memory that the parsed object takes, media excepted."""
+        """An upper bound of the memory that it takes with the parsed object."""
         one_byte_each = self._text.isascii() and b"\\u" not in self._text
-        return len(self._text) * (1 if one_byte_each else 4) + 200 * self.values
+        more = len(self._text) * (0 if one_byte_each else 3) + 200 * self.values
+        return self.memory_bytes + more
 
     def feed(self, data: bytes) -> None:
         """Read the next piece.

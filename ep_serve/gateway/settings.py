@@ -113,7 +113,8 @@ class RequestSettings(_Section):
     max_text_bytes: Bytes = 4 * 2**20
     """A request body without its inlined media."""
     max_buffered_bytes: Bytes = 192 * 2**20
-    """Memory of all request bodies together; the rest of the process takes about 200 MiB."""
+    """Memory of all request bodies together, whose media go to the disk as they arrive; the rest of
+    the process takes about 200 MiB."""
     max_buffered_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Part of it that one tenant may take, without keys one address."""
     max_header_bytes: Bytes = 32 * 2**10

@@ -292,3 +292,9 @@ for _place, _body in places().items():
 async def many_media(scene: Scene) -> httpx.Response:
     part = {"type": "image_url", "image_url": {"url": inline(make_image(28, 28))}}
     return await scene.ask([part] * 5)
+
+
+@case("too many large media", 400)
+async def many_large_media(scene: Scene) -> httpx.Response:
+    part = {"type": "image_url", "image_url": {"url": inline(bytes(90_000))}}
+    return await scene.ask([part] * 20)

@@ -95,9 +95,10 @@ def leftovers(world: World) -> list[str]:
         "running requests": +limits._running,
         "requests at engines": sum(one.active for one in world.gateway.upstreams.all),
     }
-    for name in ("_unpacking", "_fetching"):
-        found[f"slots of {name}"] = +getattr(media, name)._held
+    found["slots to fetch"] = +media._fetching._held
     found["slots to probe"] = +media.prober._slots._held
+    found["turns to read"] = +world.gateway.bodies._turns._held
+    found["memory of bodies"] = world.gateway.bodies.quota.used_bytes
     return [f"{what}: {value}" for what, value in found.items() if value]
 
 

@@ -51,7 +51,7 @@ async def sending(
 
 
 async def until(true: Any) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not true():
             await asyncio.sleep(0.01)
 
@@ -101,22 +101,37 @@ async def test_memory_is_given_back_however_a_request_ends(world: MakeWorld) -> 
         await until(lambda: not w.gateway.bodies.quota.used_bytes)
 
 
-async def test_media_take_no_memory_once_they_are_stored(world: MakeWorld) -> None:
-    patient = {"idle_timeout_s": 60}  # the streams wait for each other
-    async with world(request=SETTINGS, routing=patient) as w, asyncio.TaskGroup() as tasks:
+async def test_media_go_to_the_disk_while_they_arrive(world: MakeWorld) -> None:
+    request = {**SETTINGS, "max_buffered_bytes": 16 * MIB, "max_buffered_share": 1}
+    async with world(request=request, routing={"idle_timeout_s": 60}) as w:
         w.engine.gate = asyncio.Event()
+        media = [data_url(make_wav(30, 16_000 + number)) for number in range(24)]
+        assert sum(map(len, media)) > 16 * MIB
 
-        async def ask(number: int) -> None:
-            content = part("audio_url", data_url(make_wav(30, 16_000 + number)))
-            async with w.stream(content) as response:
+        async def ask(medium: str) -> None:
+            async with w.stream(part("audio_url", medium)) as response:
                 assert response.status_code == 200, await response.aread()
                 await response.aread()
 
-        for number in range(8):
-            tasks.create_task(ask(number))
-            await until(lambda expected=number + 1: w.engine.running == expected)
-        assert w.gateway.bodies.quota.used_bytes < MIB // 4
-        w.engine.gate.set()
+        async with asyncio.TaskGroup() as tasks:
+            for medium in media:
+                tasks.create_task(ask(medium))
+            await until(lambda: w.engine.running == len(media))
+            assert w.gateway.bodies.quota.used_bytes < MIB // 4
+            w.engine.gate.set()
+
+
+async def test_slow_media_hold_little_memory(world: MakeWorld) -> None:
+    message = {"role": "user", "content": part("audio_url", data_url(bytes(MIB)))}
+    body = json.dumps({"model": MODEL, "messages": [message]}).encode()
+    async with world(request=SETTINGS) as w, AsyncExitStack() as stack:
+        for _ in range(8):
+            await stack.enter_async_context(sending(w, body, MIB, {}))
+        incoming = w.gateway.settings.store.path / "incoming"
+        await until(lambda: sum(file.stat().st_size for file in incoming.iterdir()) > 4 * MIB)
+        assert w.gateway.bodies.quota.used_bytes < 2 * MIB
+        await stack.aclose()
+        await until(lambda: not list(incoming.iterdir()))
 
 
 async def test_text_takes_no_memory_once_its_answer_has_begun(world: MakeWorld) -> None:

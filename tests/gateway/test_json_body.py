@@ -74,7 +74,7 @@ def test_what_is_not_base64_is_dropped(end: str) -> None:
     body = read(text, *range(1_000, len(text), 1_000))
     medium = body.media[body.parse()["data"]]
     assert not medium.valid
-    assert not medium.nbytes
+    assert not medium.memory_bytes
 
 
 @pytest.mark.parametrize(

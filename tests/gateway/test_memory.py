@@ -208,22 +208,15 @@ def heartbeat(port: int) -> Iterator[list[float]]:
         thread.join()
 
 
-@pytest.mark.parametrize("name", BODIES)
-async def test_the_worst_bodies_take_the_memory_that_settings_promise(
-    tmp_path: Path, name: str
-) -> None:
-    make, statuses = BODIES[name]
-    body = make()
+async def test_the_worst_bodies_take_the_memory_that_settings_promise(tmp_path: Path) -> None:
     keys = write_keys(tmp_path / "keys.yaml", [{"name": f"t{number}"} for number in range(4)])
+    patient = {
+        "routing": {"health_timeout_s": 60},
+        "media": {"probe": {"timeout_s": 60}},
+    }
     async with (
         MockUpstream() as engine,
-        gateway_process(
-            tmp_path,
-            engine,
-            keys_file=str(keys),
-            routing={"health_timeout_s": 60},
-            media={"probe": {"timeout_s": 60}},
-        ) as (process, port),
+        gateway_process(tmp_path, engine, keys_file=str(keys), **patient) as (process, port),
         httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}",
             timeout=120,
@@ -231,7 +224,7 @@ async def test_the_worst_bodies_take_the_memory_that_settings_promise(
         ) as client,
     ):
 
-        async def send(number: int) -> int | None:
+        async def send(body: bytes, number: int) -> int | None:
             headers = {"content-type": "application/json", **bearer(f"t{number % 4}")}
             try:
                 answer = await client.post("/v1/chat/completions", content=body, headers=headers)
@@ -239,10 +232,28 @@ async def test_the_worst_bodies_take_the_memory_that_settings_promise(
                 return None
             return answer.status_code
 
-        with heartbeat(port) as took:
-            codes = await asyncio.gather(*(send(number) for number in range(12)))
-        print(f"{name}: peak {peak(process.pid) / MIB:.0f} MiB, longest {max(took):.2f} s, {codes}")
-        assert set(codes) <= {None, *statuses}
-        assert set(codes) != {None}
+        for name, (make, statuses) in BODIES.items():
+            body = make()
+            with heartbeat(port) as took:
+                codes = await asyncio.gather(*(send(body, number) for number in range(8)))
+            reached = peak(process.pid)
+            print(f"{name}: peak {reached / MIB:.0f} MiB, longest {max(took):.2f} s, {codes}")
+            assert set(codes) <= {None, *statuses}, name
+            assert reached < BOUND, name
+            assert max(took) < LONGEST_STALL_S, name
+
+        # The room is full of requests that an engine has not answered.
+        engine.mode = "hang"
+        room = RequestSettings().max_buffered_bytes
+        bodies = [padded(b'"%d' % n + b"x" * MOST_TEXT + b'"') for n in range(2)]
+        sent = [
+            asyncio.create_task(send(bodies[number % 2], number))
+            for number in range(room // MOST_TEXT + 8)
+        ]
+        done, running = await asyncio.wait(sent, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        assert {task.result() for task in done} == {429}
+        print(f"full: peak {peak(process.pid) / MIB:.0f} MiB")
         assert peak(process.pid) < BOUND
-        assert max(took) < LONGEST_STALL_S

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import binascii
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ep_serve.gateway.media.upload import Upload
 
 _BLOCK = 64 * 2**10
 """Characters that are decoded at once."""
@@ -31,7 +35,9 @@ class InlinedMedium:
         self.start = b""
         """What a data URL has before its content."""
         self.pieces: list[bytes] = []
-        """The content; whoever has used a piece may take it out."""
+        """The content that is in memory."""
+        self.upload: Upload | None = None
+        """Where the content before it is."""
         self.valid = True
         """Whether the content is base64; it is dropped otherwise."""
         self._ended = False
@@ -42,7 +48,7 @@ class InlinedMedium:
         self._text = bytearray(text[len(self.start) :])
 
     @property
-    def nbytes(self) -> int:
+    def memory_bytes(self) -> int:
         return sum(map(len, self.pieces)) + len(self._text)
 
     def feed(self, text: bytes) -> None:

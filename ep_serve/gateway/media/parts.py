@@ -32,8 +32,7 @@ KNOWN = (*sorted(_TEXT_PARTS), *sorted(_URL_PARTS), "input_audio", "file")
 class Inline:
     """Bytes in the body."""
 
-    pieces: list[bytes]
-    """To be taken out by whoever uses them, so that they do not take memory any longer."""
+    medium: InlinedMedium
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +170,7 @@ def _short(text: str) -> InlinedMedium:
 def _inline(medium: InlinedMedium, where: str) -> Inline:
     if not medium.valid:
         raise invalid(f"{where} is not valid base64.", where)
-    return Inline(medium.pieces)
+    return Inline(medium)
 
 
 def _string(value: dict[str, Any], name: str, where: str) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ep_serve.contract.media_formats import CONTAINERS
-from ep_serve.gateway.errors import ApiError, invalid
+from ep_serve.gateway.errors import ApiError, too_many_media
 from ep_serve.gateway.media.fetch import Fetcher, too_large
 from ep_serve.gateway.media.index import Blob, File
+from ep_serve.gateway.media.inlined import InlinedMedium
 from ep_serve.gateway.media.lending import Lender
 from ep_serve.gateway.media.parts import Inline, MediaPart, Modality, Remote, Uploaded
 from ep_serve.gateway.media.probe import Prober
@@ -52,8 +52,6 @@ class MediaService:
         self._limits = limits
         self._metrics = metrics
         self._tracing = tracing
-        # What comes inside a request does not wait for servers elsewhere.
-        self._unpacking = FairSlots(settings.media.concurrency)
         self._fetching = FairSlots(settings.media.concurrency)
         self.store = _store(settings.store, metrics)
         self.fetcher = Fetcher(settings.media)
@@ -82,10 +80,7 @@ class MediaService:
             ApiError: a medium is refused, with the limit named.
         """
         if len(parts) > self._settings.max_per_request:
-            raise invalid(
-                f"A request may have {self._settings.max_per_request} media (got {len(parts)}).",
-                "messages",
-            )
+            raise too_many_media(self._settings.max_per_request, len(parts))
         lent = Lent()
         total = 0
         async with AsyncExitStack() as stack:
@@ -117,6 +112,18 @@ class MediaService:
         await upload.write(data)
         self._metrics.media_bytes.labels(source).inc(len(data))
 
+    async def keep(
+        self, medium: InlinedMedium, key: Key, share: str, stack: AsyncExitStack
+    ) -> Upload:
+        """Move what is decoded of a medium from memory into an upload that ends with `stack`."""
+        upload = medium.upload
+        if upload is None:
+            upload = medium.upload = await stack.enter_async_context(self.store.receive(share))
+        pieces, medium.pieces = medium.pieces, []
+        for piece in pieces:
+            await self.receive(upload, piece, key, "inline")
+        return upload
+
     async def _medium(
         self, part: MediaPart, key: Key, share: str, stack: AsyncExitStack
     ) -> tuple[Blob, dict[str, Any]]:
@@ -127,13 +134,11 @@ class MediaService:
             await stack.enter_async_context(self.store.pinned(file.digest, share))
             blob = Blob(file.digest, file.nbytes)
             return blob, await self._facts(blob, share)
-        upload = await stack.enter_async_context(self.store.receive(share))
         if isinstance(source, Inline):
-            async with self._unpacking.slot(share):
-                await self._unpack(source.pieces, upload, key)
-        else:
-            async with self._fetching.slot(share):
-                await self._fetch(source, upload, key)
+            return await self._accepted(await self.keep(source.medium, key, share, stack))
+        upload = await stack.enter_async_context(self.store.receive(share))
+        async with self._fetching.slot(share):
+            await self._fetch(source, upload, key)
         return await self._accepted(upload)
 
     async def _accepted(self, upload: Upload) -> tuple[Blob, dict[str, Any]]:
@@ -152,15 +157,6 @@ class MediaService:
                 facts = await self.prober.probe(self.store.path(blob.digest), share)
             await self.store.remember_facts(blob.digest, facts)
         return facts
-
-    async def _unpack(self, pieces: list[bytes], upload: Upload, key: Key) -> None:
-        """Move decoded pieces from memory into an upload."""
-        if sum(map(len, pieces)) > self._settings.max_bytes:
-            raise too_large(self._settings.max_bytes)
-        pieces.reverse()
-        while pieces:
-            await self.receive(upload, pieces.pop(), key, "inline")
-            await asyncio.sleep(0)
 
     async def _fetch(self, source: Remote, upload: Upload, key: Key) -> None:
         async with self._tracing.span("fetch") as span:

@@ -177,7 +177,7 @@ class MediaSettings(_Section):
     max_request_bytes: Bytes = 2**30
     """All media of one request together."""
     concurrency: Count = 32
-    """Media that are fetched at the same time, and media inside requests that are unpacked."""
+    """Media that are fetched at the same time."""
     fetch: FetchSettings = FetchSettings()
     probe: ProbeSettings = ProbeSettings()
 

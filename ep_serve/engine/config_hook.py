@@ -17,6 +17,7 @@ from ep_serve.checkpoint.config import ARCHITECTURE
 from ep_serve.engine import server_patches
 from ep_serve.engine.media_io import CONNECTOR
 from ep_serve.engine.settings import Settings
+from ep_serve.engine.worker_api import CPU_WORKER, GPU_WORKER, SCHEDULER
 from ep_serve.layout import MediaTokens, build_layout
 from ep_serve.sieve import get_sieve
 
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
 
 _NGRAM_METHODS = frozenset({"ngram", "ngram_gpu", "suffix"})
 """Speculative methods that read token ids only."""
-
-SCHEDULER = "ep_serve.engine.scheduler.reducing_scheduler"
-"""A name only: the scheduler's module is for the process that computes."""
-
-_WORKER_EXTENSION = "ep_serve.engine.worker.ReductionReports"
-_CPU_WORKER = "ep_serve.engine.cpu_worker.ReducingCPUWorker"
 
 _PRUNING_SWITCH = 0.5
 """Any rate above 0 makes the runners ask the model for positions; the value itself is not used."""
@@ -64,16 +59,15 @@ class ReducingConfig(VerifyAndUpdateConfig):
         _use_our_connector()
         server_patches.install()
 
-        if parallel.worker_extension_cls not in ("", _WORKER_EXTENSION):
-            raise ValueError("--worker-extension-cls cannot be set: the model needs its own")
-        parallel.worker_extension_cls = _WORKER_EXTENSION
         if vllm_config.scheduler_config.scheduler_cls is None:
             vllm_config.scheduler_config.scheduler_cls = SCHEDULER
         if current_platform.is_cpu():
             mm_config.skip_mm_profiling = True  # memory is not budgeted by a dry run here
-            if parallel.worker_cls not in ("auto", _CPU_WORKER):
+            if parallel.worker_cls not in ("auto", CPU_WORKER):
                 raise ValueError("--worker-cls cannot be set on a CPU: the model needs its own")
-            parallel.worker_cls = _CPU_WORKER
+            parallel.worker_cls = CPU_WORKER
+        elif current_platform.is_cuda_alike() and parallel.worker_cls == "auto":
+            parallel.worker_cls = GPU_WORKER
 
 
 def _check_sieve(settings: Settings) -> None:

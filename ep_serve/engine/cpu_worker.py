@@ -10,9 +10,11 @@ from typing import Any
 
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from ep_serve.engine.worker import OutcomesInOutputs
 
-class ReducingCPUWorker(CPUWorker):
-    """vLLM's CPU worker, whose V1 runner is told that the model prunes.
+
+class ReducingCPUWorker(OutcomesInOutputs, CPUWorker):
+    """vLLM's CPU worker, whose V1 runner is told that the model prunes; see also `gpu_worker.py`.
 
     The GPU runner finds out by itself when it loads the model; the CPU runner has a `load_model` of
     its own, which forgets to (vLLM 0.32, `v1/worker/cpu_model_runner.py`).

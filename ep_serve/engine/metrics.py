@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -17,9 +17,10 @@ from ep_serve.engine.statistics import STAGES as WORKER_STAGES
 from ep_serve.media import decodes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from ep_serve.engine.features import MediaProcessor
+    from ep_serve.engine.outcomes import Work
     from ep_serve.engine.processor import Reduction
 
 DECODE_KINDS: tuple[Literal["video", "audio", "image"], ...] = ("video", "audio", "image")
@@ -67,7 +68,7 @@ class Metrics:
         self.tower_bytes = Gauge(
             "ep_serve_tower_cache_bytes",
             "Tower outputs held by the worker.",
-            multiprocess_mode="mostrecent",
+            multiprocess_mode="sum",
         )
         self.decodes = Counter(
             "ep_serve_media_decodes", "Files decoded in the API process.", ["kind"]
@@ -99,17 +100,16 @@ class Metrics:
         self.saved.inc(reduction.full_length - reduction.reduced_length)
         self.keep_ratio.observe(reduction.keep_ratio)
 
-    def worker(self, totals: Mapping[str, Any]) -> None:
-        """Take over the totals of the workers (`statistics.Snapshot`)."""
-        for modality, count in totals["full"].items():
-            self._advance(self.full.labels(modality), "full", modality, count)
-        for modality, count in totals["kept"].items():
-            self._advance(self.kept.labels(modality), "kept", modality, count)
-        for stage, seconds in totals["stage_seconds"].items():
-            self._advance(self.stage_seconds.labels(stage), "stage", stage, seconds)
-        self._advance(self.tower_hits, "tower_hits", "", totals["tower_hits"])
-        self._advance(self.tower_misses, "tower_misses", "", totals["tower_misses"])
-        self.tower_bytes.set(totals["tower_cache_bytes"])
+    def worker(self, work: Work) -> None:
+        """Count what a worker has done since it told last."""
+        for series, counts in ((self.full, work["full"]), (self.kept, work["kept"])):
+            for modality, count in counts.items():
+                series.labels(modality).inc(count)
+        for stage, seconds in work["stage_seconds"].items():
+            self.stage_seconds.labels(stage).inc(seconds)
+        self.tower_hits.inc(work["tower_hits"])
+        self.tower_misses.inc(work["tower_misses"])
+        self.tower_bytes.inc(work["tower_cache_bytes"])
 
     def media(self, processor: MediaProcessor) -> None:
         """Take over the totals of the API process's media part."""

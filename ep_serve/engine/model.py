@@ -25,7 +25,7 @@ from vllm.model_executor.models.utils import WeightsMapper, maybe_prefix
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ep_serve.checkpoint.config import ReductionConfig
-from ep_serve.engine import position_codec
+from ep_serve.engine import outcomes, position_codec
 from ep_serve.engine.item import PROFILING_KEY, FusedItem, unpack, unpack_cpu_fields
 from ep_serve.engine.processor import (
     ReducingDummyInputs,
@@ -34,12 +34,11 @@ from ep_serve.engine.processor import (
 )
 from ep_serve.engine.refiner import Refiner
 from ep_serve.engine.rotary import SyncRotaryEmbedding
-from ep_serve.engine.selection_report import PoolRecord
 from ep_serve.engine.settings import Settings
 from ep_serve.engine.statistics import WorkerStatistics
 from ep_serve.engine.towers import ItemOutputs, TowerCache, Towers
 from ep_serve.layout import Kind
-from ep_serve.sieve import Pool, Selection, get_sieve
+from ep_serve.sieve import Pool, Selection, checks, get_sieve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.multimodal.inputs import MultiModalFeatureSpec
 
-AV_KINDS = (Kind.VIDEO, Kind.AUDIO, Kind.IMAGE)
 SCORE_HEADS = ("thinker.compressor.", "thinker.model.compressor.")
 """Weights of a sieve: OmniSIFT's and EchoingPixels'."""
 
@@ -75,7 +73,7 @@ class Qwen2_5OmniReducedForConditionalGeneration(  # noqa: N801  beside the offi
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.settings = Settings.of(vllm_config.model_config)
-        self.statistics = WorkerStatistics()
+        self.statistics = WorkerStatistics(collected=outcomes.collected(vllm_config))
         cache_bytes = int(self.settings.engine.tower_cache_gib * 2**30)
         sieve = get_sieve(self.settings.sieve)
         hears = self.multimodal_config.get_limit_per_prompt("audio") > 0
@@ -174,15 +172,8 @@ class Qwen2_5OmniReducedForConditionalGeneration(  # noqa: N801  beside the offi
             media=item.media[item.kinds != Kind.TEXT].to(device),
             saliency=torch.cat(saliency) if saliency else None,
         )
-        selection = self._same_on_all_ranks(
-            self.sieve.reduce(pool, type(self.sieve).plan(item.layout, item.ask))
-        )
+        selection = self._choose(item, pool)
         survivors = av[selection.indices]
-        full = {kind: int((item.kinds == kind).sum()) for kind in AV_KINDS}
-        self.statistics.record_item(item.key, full, kinds[selection.indices])
-        if item.return_selection:
-            record = PoolRecord(kinds, pool.media, selection.indices, selection.scores)
-            self.statistics.record_selection(item.key, record)
         if selection.hidden is not None:
             hidden[survivors] = selection.hidden
         keep = (item.kinds == Kind.TEXT).to(device)
@@ -191,16 +182,15 @@ class Qwen2_5OmniReducedForConditionalGeneration(  # noqa: N801  beside the offi
         (kept,) = torch.nonzero_static(keep, size=item.reduced_length).T
         return position_codec.append(hidden[kept], item.start, positions[:, kept], item.delta)
 
-    @staticmethod
-    def _same_on_all_ranks(selection: Selection) -> Selection:
-        """Ranks hold the same states up to rounding; the first one decides."""
-        group = get_tp_group()
-        hidden = selection.hidden
-        return Selection(
-            indices=group.broadcast(selection.indices, src=0),
-            hidden=None if hidden is None else group.broadcast(hidden.contiguous(), src=0),
-            scores=selection.scores,
-        )
+    def _choose(self, item: FusedItem, pool: Pool) -> Selection:
+        """The sieve's choice; evenly spaced tokens where it fails, and the request will be told."""
+        checked = checks.select(self.sieve, pool, item.layout, item.ask, item.keep)
+        if item.key != PROFILING_KEY:
+            kinds = pool.kinds[checked.selection.indices]
+            self.statistics.record_item(item, self.settings.sieve, kinds, checked)
+        elif checked.error is not None:
+            raise checked.error  # a server that could answer nothing need not start
+        return _same_on_all_ranks(checked.selection, pool)
 
     # -- positions ------------------------------------------------------------------------------
 
@@ -302,6 +292,22 @@ class Qwen2_5OmniCompressForConditionalGeneration(  # noqa: N801  the checkpoint
         self, hidden: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int]
     ) -> torch.Tensor:
         return self.refiner(hidden, positions, lengths)
+
+
+def _same_on_all_ranks(selection: Selection, pool: Pool) -> Selection:
+    """Ranks hold the same states up to rounding; the first one decides, and it is what is told."""
+    group = get_tp_group()
+    if group.world_size == 1:
+        return selection
+    hidden = selection.hidden
+    # A sieve may have failed on some ranks only. This goes over the CPU.
+    if group.broadcast_object(hidden is not None, src=0):
+        if hidden is None:
+            hidden = pool.hidden.new_empty(len(selection.indices), pool.hidden.shape[1])
+        hidden = group.broadcast(hidden.contiguous(), src=0)
+    else:
+        hidden = None
+    return Selection(group.broadcast(selection.indices, src=0), hidden)
 
 
 def _install_sync_rope(decoder: nn.Module, sections: Sequence[int]) -> SyncRotaryEmbedding:

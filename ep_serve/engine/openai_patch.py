@@ -8,7 +8,9 @@ vLLM 0.32. Installed by `server_patches.py` in processes that serve our architec
    clients (`validate_request_mm_kwargs`) lets exactly ours pass, because the server's settings
    bound them. It also refuses media tokens in text, which would be taken for placeholders.
 2. `usage.reduction` in responses: `OpenAIServingChat.chat_completion_full_generator` and
-   `chat_completion_stream_generator` are wrapped; they add the object to the usage that vLLM built.
+   `chat_completion_stream_generator` are wrapped; they add the object to the usage that vLLM built,
+   and the reason to the error of a request whose sieve failed. `OutputProcessor.process_outputs`
+   is wrapped to take what both tell out of the engine's outputs.
 
 `tests/engine/test_upstream.py` fails when one of these changes upstream.
 """
@@ -22,22 +24,25 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import GenerationError, VLLMValidationError
 from vllm.renderers import online_renderer
 from vllm.renderers.online_renderer import OnlineRenderer
+from vllm.v1.engine.output_processor import OutputProcessor
 
 from ep_serve.contract.media_tokens import find_media_token
-from ep_serve.engine import reports
+from ep_serve.engine import event_loop, reports
 from ep_serve.engine.media_ids import scoped
+from ep_serve.engine.reports import RequestReport
 from ep_serve.engine.settings import OPTIONS_KEY, REQUEST_FIELDS, Settings, hide_sound_field
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
 
-    from ep_serve.engine.processor import Reduction
+    from vllm.outputs import RequestOutput
+
     from ep_serve.engine.server_patches import Patch
 
-_REDUCTION = "_ep_serve_reduction"
+_REPORT = "_ep_serve_report"
 """Attribute of a request object, from its rendering to its response."""
 
 _original_preprocess = OnlineRenderer.preprocess_chat
@@ -45,6 +50,7 @@ _original_validate = online_renderer.validate_request_mm_kwargs
 _original_init = OpenAIServingChat.__init__
 _original_full = OpenAIServingChat.chat_completion_full_generator
 _original_stream = OpenAIServingChat.chat_completion_stream_generator
+_original_process = OutputProcessor.process_outputs
 
 
 # -- requests -----------------------------------------------------------------------------------
@@ -68,7 +74,9 @@ async def _preprocess_chat(
     conversation, engine_inputs = await _original_preprocess(
         self, request, messages, *args, **kwargs
     )
-    object.__setattr__(request, _REDUCTION, engine_inputs[0].get("reduction"))
+    reduction = engine_inputs[0].get("reduction")
+    if reduction is not None:
+        object.__setattr__(request, _REPORT, RequestReport(reduction))
     return conversation, engine_inputs
 
 
@@ -114,47 +122,74 @@ def _texts(content: Any) -> Iterator[str]:
 
 def _serving_init(self: OpenAIServingChat, engine_client: Any, *args: Any, **kwargs: Any) -> None:
     _original_init(self, engine_client, *args, **kwargs)
-    reports.bind(engine_client)
+    self._ep_serve_watch = asyncio.get_running_loop().create_task(event_loop.watch())
 
 
-async def _usage(request: Any) -> dict[str, Any] | None:
-    reduction: Reduction | None = getattr(request, _REDUCTION, None)
-    reporter = reports.reporter()
-    if reduction is None or reporter is None:
-        return None
-    return await reporter.usage(reduction)
-
-
-async def _full_generator(self: OpenAIServingChat, request: Any, *args: Any, **kwargs: Any) -> Any:
-    response = await _original_full(self, request, *args, **kwargs)
+async def _full_generator(
+    self: OpenAIServingChat,
+    request: Any,
+    results: AsyncGenerator[Any, None],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    report: RequestReport | None = getattr(request, _REPORT, None)
+    if report is None:
+        return await _original_full(self, request, results, *args, **kwargs)
+    async with aclosing(_with_reason(results, report)) as explained:
+        response = await _original_full(self, request, explained, *args, **kwargs)
     if isinstance(response, ChatCompletionResponse):
-        usage = await _usage(request)
-        if usage is not None:
-            response.usage.reduction = usage  # the model allows extra fields
+        response.usage.reduction = report.usage()  # the model allows extra fields
     return response
 
 
 async def _stream_generator(
-    self: OpenAIServingChat, request: Any, *args: Any, **kwargs: Any
+    self: OpenAIServingChat,
+    request: Any,
+    results: AsyncGenerator[Any, None],
+    *args: Any,
+    **kwargs: Any,
 ) -> AsyncGenerator[str, None]:
-    usage: asyncio.Task[dict[str, Any] | None] | None = None
-    async with aclosing(_original_stream(self, request, *args, **kwargs)) as chunks:
+    report: RequestReport | None = getattr(request, _REPORT, None)
+    if report is not None:
+        results = _with_reason(results, report)
+    async with (
+        aclosing(results),
+        aclosing(_original_stream(self, request, results, *args, **kwargs)) as chunks,
+    ):
         async for chunk in chunks:
-            if usage is None:  # the first token is there, so the sieve has run
-                usage = asyncio.create_task(_usage(request))
-            yield await _with_usage(chunk, usage)
+            yield chunk if report is None else _with_usage(chunk, report)
 
 
-async def _with_usage(chunk: str, usage: asyncio.Task[dict[str, Any] | None]) -> str:
+async def _with_reason(
+    results: AsyncGenerator[RequestOutput, None], report: RequestReport
+) -> AsyncGenerator[RequestOutput, None]:
+    """The outputs of a request, until one says that it failed.
+
+    Raises:
+        GenerationError: with the reason, where vLLM would only say "Internal server error".
+    """
+    async with aclosing(results):
+        async for result in results:
+            failed = any(output.finish_reason == "error" for output in result.outputs)
+            if failed and report.error:
+                raise GenerationError(report.error)
+            yield result
+
+
+def _with_usage(chunk: str, report: RequestReport) -> str:
     """Add the reduction to the chunk that closes a stream with its usage."""
     if '"choices":[]' not in chunk or '"usage"' not in chunk:
         return chunk
-    reduction = await usage
-    if reduction is None:
-        return chunk
     body = json.loads(chunk.removeprefix("data: "))
-    body["usage"]["reduction"] = reduction
+    body["usage"]["reduction"] = report.usage()
     return f"data: {json.dumps(body, separators=(',', ':'), ensure_ascii=False)}\n\n"
+
+
+def _process_outputs(
+    self: OutputProcessor, engine_core_outputs: list[Any], *args: Any, **kwargs: Any
+) -> Any:
+    reports.receive(engine_core_outputs)
+    return _original_process(self, engine_core_outputs, *args, **kwargs)
 
 
 PATCHES: tuple[Patch, ...] = (
@@ -163,5 +198,6 @@ PATCHES: tuple[Patch, ...] = (
     (OpenAIServingChat, "__init__", _serving_init),
     (OpenAIServingChat, "chat_completion_full_generator", _full_generator),
     (OpenAIServingChat, "chat_completion_stream_generator", _stream_generator),
+    (OutputProcessor, "process_outputs", _process_outputs),
 )
 """Installed by `server_patches.py`."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers.models.qwen2_5_omni.processing_qwen2_5_omni import Qwen2_5OmniProcessor
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import VLLMServerError, VLLMValidationError
 from vllm.inputs import MultiModalInput
 from vllm.inputs.engine import mm_input
 from vllm.model_executor.models.qwen2_5_omni_thinker import (
@@ -31,17 +31,18 @@ from ep_serve.engine.media_budget import TokenBudget
 from ep_serve.engine.media_ids import MediaId
 from ep_serve.engine.media_io import MediumParser
 from ep_serve.engine.metrics import metrics
+from ep_serve.engine.selection_report import PoolShape
 from ep_serve.engine.settings import MediaOptions, Settings
 from ep_serve.layout import (
     Layout,
     MediaTokens,
-    Medium,
     PlaceholderError,
     Video,
     build_layout,
     spread,
 )
 from ep_serve.sieve import Ask, get_sieve
+from ep_serve.sieve.checks import SieveError, make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,8 +70,8 @@ class Reduction:
     full_length: int
     kept: int
     """AV tokens after reduction."""
-    shapes: list[Medium] | None = None
-    """The media of the prompt, where the selection is to be told."""
+    pool: PoolShape | None = None
+    """The pool of the prompt, where the selection is to be told."""
 
     @property
     def reduced_length(self) -> int:
@@ -82,6 +83,12 @@ class Reduction:
         if self.ask.keep_ratio is not None:
             return self.ask.keep_ratio
         return round(self.kept / max(1, sum(self.full.values())), 4)
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The rates of sieves that tell sound and picture apart, as far as they were given."""
+        rates = {"rho_audio": self.ask.rho_audio, "rho_video": self.ask.rho_video}
+        return {name: rate for name, rate in rates.items() if rate is not None}
 
 
 class ReducedInput(MultiModalInput):
@@ -155,6 +162,7 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
 
         Raises:
             VLLMValidationError: an option, a file that cannot be used, a prompt that is too long.
+            VLLMServerError: the sieve has no plan that could be carried out.
             PlaceholderError: the prompt's media tokens do not match its media.
         """
         options = self._options(inputs)
@@ -189,7 +197,9 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
                 item = fresh if inputs.cache is None else _update(inputs.cache, key, fresh)
         reduction = _describe(key, layout, span, options.ask)
         if options.return_selection:
-            reduction = replace(reduction, shapes=shapes)
+            av = layout.is_av
+            pool = PoolShape(shapes, layout.kinds[av], layout.media[av])
+            reduction = replace(reduction, pool=pool)
         metrics().request(reduction)
         metrics().media(self.media)
         return _reduced_input(reduction, span, item)
@@ -236,9 +246,12 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
                 parameter="messages",
             )
         try:
-            keep = get_sieve(settings.sieve).plan(layout, ask).keep
+            keep = int(make_plan(get_sieve(settings.sieve), layout, ask).keep)
         except ValueError as error:
-            raise VLLMValidationError(str(error), parameter="keep_ratio") from None
+            parameter = "rho_video" if ask.has_rho else "keep_ratio"
+            raise VLLMValidationError(str(error), parameter=parameter) from None
+        except SieveError as error:
+            raise VLLMServerError(str(error)) from error
         span = cover(layout, keep, whole=settings.whole_prompt)
         if self.info.ctx.model_config.max_model_len + span.delta > self.info.max_position:
             raise VLLMValidationError(

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ep_serve.layout import Audio, Image, Kind, Video
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import torch
+    from collections.abc import Sequence
 
     from ep_serve.layout import Medium as Shape
 
@@ -24,34 +23,26 @@ SCORE_DIGITS = 4
 
 
 @dataclass(frozen=True)
-class PoolRecord:
-    """A pool of n tokens after selection. Tensors lie on the model's device."""
+class PoolShape:
+    """A pool of n tokens, as it is known before the sieve has run."""
 
-    kinds: torch.Tensor
-    """(n,) int8, see `Kind`."""
-    media: torch.Tensor
-    """(n,) int32, index of the medium."""
-    indices: torch.Tensor
-    """(K,) int64 of the survivors."""
-    scores: torch.Tensor | None
-    """(n,) float32, from a sieve that ranks all tokens of the pool."""
-
-    def as_lists(self) -> dict[str, list[Any] | None]:
-        """Plain values, to cross processes."""
-        return {
-            "kinds": self.kinds.tolist(),
-            "media": self.media.tolist(),
-            "indices": self.indices.tolist(),
-            "scores": None if self.scores is None else self.scores.tolist(),
-        }
+    shapes: Sequence[Shape]
+    """The media of the request, in prompt order."""
+    kinds: npt.NDArray[np.int8]
+    """(n,), see `Kind`."""
+    media: npt.NDArray[np.int32]
+    """(n,) index of the medium."""
 
 
-def describe(shapes: Sequence[Shape], record: Mapping[str, Any]) -> list[dict[str, Any]]:
+def describe(
+    pool: PoolShape, indices: npt.NDArray[np.int32], scores: npt.NDArray[np.float32] | None
+) -> list[dict[str, Any]]:
     """The survivors medium by medium, as `usage.reduction.selection` gives them.
 
     Args:
-        shapes: the media of the request, in prompt order.
-        record: `PoolRecord.as_lists`.
+        pool: That of the request.
+        indices: (K,) places of the survivors in the pool.
+        scores: (n,), from a sieve that ranks all tokens of the pool.
 
     Returns:
         For each medium its `type` and, as far as it has them:
@@ -59,20 +50,19 @@ def describe(shapes: Sequence[Shape], record: Mapping[str, Any]) -> list[dict[st
         (places in the grid, row by row, step by step) and `scores` (one for each place, or null);
         `audio`: `tokens`, `seconds_per_token`, `kept` and `scores`.
     """
-    kinds, media = np.array(record["kinds"]), np.array(record["media"])
-    survives = np.zeros(len(kinds), dtype=bool)
-    survives[record["indices"]] = True
-    scores = None if record["scores"] is None else np.round(record["scores"], SCORE_DIGITS)
+    survives = np.zeros(len(pool.kinds), dtype=bool)
+    survives[indices] = True
+    rounded = None if scores is None else np.round(scores.astype(np.float64), SCORE_DIGITS)
 
     def tokens(medium: int, kind: Kind) -> dict[str, Any]:
-        mine = (media == medium) & (kinds == kind)
+        mine = (pool.media == medium) & (pool.kinds == kind)
         return {
             "kept": np.flatnonzero(survives[mine]).tolist(),
-            "scores": None if scores is None else scores[mine].tolist(),
+            "scores": None if rounded is None else rounded[mine].tolist(),
         }
 
     described = []
-    for number, shape in enumerate(shapes):
+    for number, shape in enumerate(pool.shapes):
         entry: dict[str, Any] = {"type": shape.kind.name.lower()}
         if isinstance(shape, Video | Image):
             time, height, width = shape.grid_thw

@@ -1,4 +1,4 @@
-"""vLLM's plug-in point for statistics: keeps this project's series on `/metrics` current.
+"""vLLM's plug-in point for statistics: makes this project's series on `/metrics`.
 
 vLLM builds it together with `AsyncLLM`, in each process that serves, whatever else is patched there
 or not: so this is also where the patches are checked.
@@ -25,20 +25,12 @@ class ReductionStatLogger(AggregateStatLoggerBase):
         ours = vllm_config.model_config.architecture in (ARCHITECTURE, REDUCED_ARCHITECTURE)
         if ours:
             server_patches.check()
-        # Several API processes see the same workers: one of them reports.
-        self._active = ours and vllm_config.parallel_config._api_process_rank in (0, -1)
-        if self._active:
             from ep_serve.engine.metrics import metrics
 
             metrics()  # the series exist, at zero, before the first request
 
     def record(self, *args: Any, **kwargs: Any) -> None:
-        if not self._active:
-            return
-        from ep_serve.engine.reports import reporter
-
-        if (current := reporter()) is not None:
-            current.poll_soon()
+        """Nothing: what is counted comes with the outputs of requests, see `reports.py`."""
 
     def log_engine_initialized(self) -> None:
         """Nothing to say at start-up."""

@@ -1,42 +1,36 @@
-"""What the worker counts and measures; the API process reads it with one call (`worker.py`)."""
+"""What the worker counts and measures."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections import OrderedDict
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 
+from ep_serve.engine.outcomes import plus
 from ep_serve.layout import Kind
+from ep_serve.sieve.checks import FAULTS, SieveError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from ep_serve.engine.selection_report import PoolRecord
+    from ep_serve.engine.item import FusedItem
+    from ep_serve.engine.outcomes import Outcome, Work
+    from ep_serve.sieve.checks import CheckedSelection
 
 Stage = Literal["towers", "refiner", "selection"]
 STAGES: tuple[Stage, ...] = ("towers", "refiner", "selection")
 MODALITIES = {Kind.VIDEO: "video", Kind.AUDIO: "audio", Kind.IMAGE: "image"}
 
-REMEMBERED_REQUESTS = 65_536
-"""Items whose counts are kept, so that a request served from a cache still has its report."""
-
-REMEMBERED_SELECTIONS = 64
-"""Items whose survivors are kept for those who asked for them."""
-
-UNREAD_ITEMS = 4096
-"""Items whose counts may wait on the device before they are added up."""
-
 
 @dataclass
-class Snapshot:
-    """Totals since the worker started."""
+class Totals:
+    """Totals since the worker started; see `Work`."""
 
-    items: int = 0
-    """Fused items that went through the sieve."""
     full: dict[str, int] = field(default_factory=lambda: dict.fromkeys(MODALITIES.values(), 0))
     kept: dict[str, int] = field(default_factory=lambda: dict.fromkeys(MODALITIES.values(), 0))
     tower_hits: int = 0
@@ -44,19 +38,57 @@ class Snapshot:
     tower_cache_bytes: int = 0
     stage_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
-    def as_dict(self) -> dict[str, object]:
-        return asdict(self)
+    def as_work(self) -> Work:
+        return cast("Work", asdict(self))
+
+
+@dataclass(frozen=True)
+class PendingOutcome:
+    """What became of an item; its tensors are on the host, or on their way there."""
+
+    key: str
+    sieve: str
+    error: SieveError | None
+    numbers: torch.Tensor
+    """Survivors of each modality, then 1 for each of `FAULTS` that the choice has: int64."""
+    indices: torch.Tensor | None
+    scores: torch.Tensor | None
+    ready: torch.cuda.Event | None
+
+    def result(self) -> Outcome:
+        """Wait for the device, if it has not come that far, and read what it wrote."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        numbers = self.numbers.tolist()
+        kept, faults = numbers[: len(MODALITIES)], numbers[len(MODALITIES) :]
+        found = [
+            SieveError(self.sieve, text)
+            for text, fault in zip(FAULTS, faults, strict=True)
+            if fault
+        ]
+        error = self.error or (found[0] if found else None)
+        return {
+            "kept": dict(zip(MODALITIES.values(), kept, strict=True)),
+            "error": None if error is None else str(error),
+            "indices": None if self.indices is None else self.indices.numpy().tobytes(),
+            "scores": None if self.scores is None else self.scores.numpy().tobytes(),
+        }
 
 
 class WorkerStatistics:
-    """Collects without waiting for the device: its values are read when they are asked for."""
+    """Collects without waiting for the device.
 
-    def __init__(self) -> None:
-        self.totals = Snapshot()
-        self._kept: OrderedDict[bytes, torch.Tensor | list[int]] = OrderedDict()
-        self._selections: OrderedDict[bytes, PoolRecord] = OrderedDict()
-        self._unread: list[tuple[torch.Tensor, dict[str, int]]] = []
-        self._events: list[tuple[Stage, torch.cuda.Event, torch.cuda.Event]] = []
+    Args:
+        collected: Whether somebody takes the outcomes of items after each step (`take`).
+    """
+
+    def __init__(self, *, collected: bool = True) -> None:
+        self.totals = Totals()
+        self._told = self.totals.as_work()
+        self._reading = threading.Lock()
+        self._collected = collected
+        self._pending: list[PendingOutcome] = []
+        self._events: deque[tuple[Stage, torch.cuda.Event, torch.cuda.Event]] = deque()
 
     @contextmanager
     def stage(self, name: Stage, device: torch.device) -> Iterator[None]:
@@ -72,51 +104,70 @@ class WorkerStatistics:
         yield
         self.totals.stage_seconds[name] += time.perf_counter() - began
 
-    def record_item(self, key: bytes, full: dict[Kind, int], kept_kinds: torch.Tensor) -> None:
-        """Note one item: its full counts, and the kinds (k,) int8 of its survivors."""
-        self.totals.items += 1
+    def record_item(
+        self, item: FusedItem, sieve: str, kinds: torch.Tensor, checked: CheckedSelection
+    ) -> None:
+        """Note one item.
+
+        Args:
+            item: That was reduced.
+            sieve: Who chose.
+            kinds: (K,) int8 of the survivors, on the model's device.
+            checked: The choice.
+
+        Raises:
+            RuntimeError: The choice is wrong, and nobody collects outcomes.
+        """
         for kind, name in MODALITIES.items():
-            self.totals.full[name] += full[kind]
-        counts = torch.stack([(kept_kinds == kind).sum() for kind in MODALITIES])
-        self._kept[key] = counts
-        self._kept.move_to_end(key)
-        self._unread.append((counts, self.totals.kept))
-        while len(self._kept) > REMEMBERED_REQUESTS:
-            self._kept.popitem(last=False)
-        if len(self._unread) > UNREAD_ITEMS:  # nobody asks, as in scripts without a server
-            self.snapshot()
+            self.totals.full[name] += int((item.kinds == kind).sum())
+        counts = torch.stack([(kinds == kind).sum() for kind in MODALITIES])
+        selection = checked.selection if item.return_selection else None
+        pending = PendingOutcome(
+            key=item.key.hex(),
+            sieve=sieve,
+            error=checked.error,
+            numbers=_to_host(torch.cat([counts, checked.faults.long()])),
+            indices=None if selection is None else _to_host(selection.indices.int()),
+            scores=None
+            if selection is None or selection.scores is None
+            else _to_host(selection.scores),
+            ready=_event(kinds.device),
+        )
+        if self._collected:
+            self._pending.append(pending)
+        elif (error := self.read([pending])[0][pending.key]["error"]) is not None:
+            raise RuntimeError(error)
 
-    def record_selection(self, key: bytes, record: PoolRecord) -> None:
-        """Remember which tokens of an item survived."""
-        self._selections[key] = record
-        self._selections.move_to_end(key)
-        while len(self._selections) > REMEMBERED_SELECTIONS:
-            self._selections.popitem(last=False)
+    def take(self) -> list[PendingOutcome]:
+        """What happened since it was taken last."""
+        pending, self._pending = self._pending, []
+        return pending
 
-    def selection(self, key: bytes) -> PoolRecord | None:
-        """The survivors of an item; None if nobody asked for them, or it is too long ago."""
-        return self._selections.get(key)
+    def read(self, pending: Sequence[PendingOutcome]) -> tuple[dict[str, Outcome], Work]:
+        """The outcomes of items by their keys, and all that was done since this was asked last.
 
-    def kept(self, key: bytes) -> dict[str, int] | None:
-        """Survivors of an item by modality; None if it is too long ago."""
-        counts = self._kept.get(key)
-        if counts is None:
-            return None
-        if isinstance(counts, torch.Tensor):
-            counts = self._kept[key] = counts.tolist()
-        return dict(zip(MODALITIES.values(), counts, strict=True))
+        Waits for the device. Thread-safe: vLLM waits for an asynchronous step in another thread.
+        """
+        with self._reading:
+            outcomes = {item.key: item.result() for item in pending}
+            for outcome in outcomes.values():
+                for name, count in outcome["kept"].items():
+                    self.totals.kept[name] += count
+            while self._events and self._events[0][2].query():
+                stage, start, end = self._events.popleft()
+                self.totals.stage_seconds[stage] += start.elapsed_time(end) / 1000
+            before, self._told = self._told, self.totals.as_work()
+            return outcomes, plus(self._told, before, -1)
 
-    def snapshot(self) -> Snapshot:
-        """The totals, with what the device has finished by now."""
-        for counts, totals in self._unread:
-            for name, count in zip(MODALITIES.values(), counts.tolist(), strict=True):
-                totals[name] += count
-        self._unread.clear()
-        pending = []
-        for name, start, end in self._events:
-            if end.query():
-                self.totals.stage_seconds[name] += start.elapsed_time(end) / 1000
-            else:
-                pending.append((name, start, end))
-        self._events = pending
-        return self.totals
+
+def _to_host(values: torch.Tensor) -> torch.Tensor:
+    """A tensor's copy on the host; a CUDA device writes it when it comes that far (`_event`)."""
+    return values.to("cpu", non_blocking=values.device.type == "cuda")
+
+
+def _event(device: torch.device) -> torch.cuda.Event | None:
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ep_serve.engine.item import FusedItem
-    from ep_serve.engine.statistics import Snapshot
+    from ep_serve.engine.statistics import Totals
 
 MAX_PATCHES = 65_536
 """Patches in one pass of the vision tower (16,384 tokens), to bound its activations.
@@ -54,7 +54,7 @@ class ItemOutputs:
 class TowerCache:
     """Outputs of the towers, least recently used out first, at most `capacity` bytes."""
 
-    def __init__(self, capacity: int, totals: Snapshot) -> None:
+    def __init__(self, capacity: int, totals: Totals) -> None:
         self.capacity = capacity
         self._totals = totals
         self._outputs: OrderedDict[Key, Output] = OrderedDict()

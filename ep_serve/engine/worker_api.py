@@ -1,7 +1,7 @@
-"""Names that the API process and the worker share; free of imports, so that both may read it."""
+"""Names of classes that vLLM is told; free of imports, so that every process may read them."""
 
 from __future__ import annotations
 
-REPORT_METHOD = "reduction_report"
-SELECTION_METHOD = "selection_report"
-"""The worker methods that the API process calls."""
+SCHEDULER = "ep_serve.engine.scheduler.reducing_scheduler"
+CPU_WORKER = "ep_serve.engine.cpu_worker.ReducingCPUWorker"
+GPU_WORKER = "ep_serve.engine.gpu_worker.ReducingGPUWorker"

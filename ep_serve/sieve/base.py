@@ -52,7 +52,7 @@ class Plan:
     """What is decided about a prompt before any tensor exists. Sieves add what they need later.
 
     Attributes:
-        keep: How many AV tokens survive, exactly.
+        keep: How many AV tokens survive, exactly: at least one of a prompt that has some.
     """
 
     keep: int
@@ -97,6 +97,8 @@ class Selection:
         hidden: (K, D) states of the survivors where the sieve changed some, else None: they are
             the pool's.
         scores: (n,) float32 of the whole pool, where the sieve keeps its highest; for reports.
+
+    All numbers are finite. What breaks these rules, or raises, fails the request (`checks.py`).
     """
 
     indices: Tensor

@@ -94,9 +94,13 @@ class OmniSiftSieve(Sieve, nn.Module):
             rho_video = RHO_VIDEO if ask.rho_video is None else float(ask.rho_video)
         rho = np.array([rho_audio])
         lone = [s[spread(len(s), int(thinned(len(s), rho)[0]))] for s in pairs.lone_sounds]
-        keep = pairs.video_kept(np.array([rho_video])) + pairs.audio_kept(rho, rho_video)
+        kept = pairs.video_kept(np.array([rho_video])) + pairs.audio_kept(rho, rho_video)
+        keep = int(kept[0]) + len(pairs.images)
+        if not keep and layout.num_av:  # one token stays: the middle of the pool
+            lone.append(spread(layout.num_av, 1))
+            keep = 1
         return OmniSiftPlan(
-            keep=int(keep[0]) + len(pairs.images),
+            keep=keep,
             size=layout.num_av,
             rho_audio=rho_audio,
             rho_video=rho_video,

@@ -105,7 +105,8 @@ def plan_windows(layout: Layout, ask: Ask) -> OmniZipPlan:
     With rates, a sound of n tokens keeps round((1 - rho_audio) * n) salient ones and
     round(0.05 * n) anchors, and the clips together round((1 - rho_video) * n) video tokens. With a
     keep ratio, sound and picture together keep exactly `keep_count` of theirs, divided as
-    `keep_shares` says. Images are kept whole on top.
+    `keep_shares` says. Images are kept whole on top. Where that leaves nothing, one token stays: of
+    the picture if there is one, else of the longest sound.
     """
     is_av = layout.is_av
     kinds, time = layout.kinds[is_av], layout.positions[0, is_av]
@@ -125,8 +126,13 @@ def plan_windows(layout: Layout, ask: Ask) -> OmniZipPlan:
         salient = np.rint((1 - rho_audio) * sizes).astype(np.int64)
         anchors = np.minimum(_anchors(sizes), sizes - salient)
         keep_video = round((1 - rho_video) * len(video))
-    pictures = [video[media[video] == name] for name in names]
     images = np.flatnonzero(kinds == Kind.IMAGE)
+    if not (len(images) or keep_video or salient.any() or anchors.any()):
+        if len(video):
+            keep_video = 1
+        elif len(audio):
+            salient[sizes.argmax()] = 1
+    pictures = [video[media[video] == name] for name in names]
     return OmniZipPlan(
         keep=int(salient.sum() + anchors.sum()) + keep_video + len(images),
         size=layout.num_av,

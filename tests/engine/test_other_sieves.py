@@ -12,9 +12,9 @@ import pytest
 from safetensors.torch import load_file
 
 from ep_serve.engine.process import ServerProcess
-from tests.clips import make_clip
+from tests.clips import make_clip, make_wav
 from tests.engine.checkpoints import make_stock
-from tests.engine.client import Client, golden_messages, text, user, video
+from tests.engine.client import Client, audio, golden_messages, text, user, video
 from tests.engine.conftest import EXACT, PIXELS
 from tests.goldens import CHECKPOINT, OMNISIFT, load_case
 
@@ -55,6 +55,28 @@ def serving_stock(
         environment={"HF_HUB_OFFLINE": "1", **(environment or {})},
     ) as process:
         yield Client(process)
+
+
+def installed(factory: pytest.TempPathFactory, name: str, sieve: str, source: str) -> str:
+    """Install a package that offers a sieve.
+
+    Args:
+        factory: Gives it a folder.
+        name: That of the sieve.
+        sieve: Module and class.
+        source: That of the module.
+
+    Returns:
+        A PYTHONPATH with which it is found.
+    """
+    module = sieve.partition(":")[0]
+    site = factory.mktemp("site")
+    (site / f"{module}.py").write_text(source)
+    info = site / f"{module}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[ep_serve.sieves]\n{name} = {sieve}\n")
+    return f"{site}:{os.environ.get('PYTHONPATH', '')}"
 
 
 def omnisift_cases() -> list[dict[str, Any]]:
@@ -141,6 +163,13 @@ class TestOmniZip(EverySieve):
         served.ask(user(clip, text("What is heard?")))
         assert served.ask(question).token_ids == first.token_ids
 
+    def test_one_token_stays_where_all_is_to_be_dropped(self, served: Client) -> None:
+        silent = user(video(make_clip(2, sound_rate=None, seed=84)), text("What is seen?"))
+        sound = user(audio(make_wav(0.3)), text("What is heard?"))
+        for messages in (silent, sound):
+            answer = served.ask(messages, max_tokens=2, rho_video=1.0, rho_audio=1.0)
+            assert answer.reduction["av_tokens_kept"] == 1
+
 
 class TestNone(EverySieve):
     options = ("--sieve", "none")
@@ -171,15 +200,7 @@ class EveryOther(Sieve):
 
 
 def test_a_sieve_from_another_package_is_served(tmp_path_factory: pytest.TempPathFactory) -> None:
-    site = tmp_path_factory.mktemp("site")
-    (site / "every_other.py").write_text(EVERY_OTHER)
-    info = site / "every_other-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: every-other\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[ep_serve.sieves]\nevery-other = every_other:EveryOther\n"
-    )
-    path = f"{site}:{os.environ.get('PYTHONPATH', '')}"
+    path = installed(tmp_path_factory, "every-other", "every_other:EveryOther", EVERY_OTHER)
     options = ("--sieve", "every-other", "--keep-ratio", "0.5", "--limit-mm-per-prompt.audio", "0")
     with serving_stock(tmp_path_factory, *options, environment={"PYTHONPATH": path}) as server:
         reduction = server.ask(golden_messages("video_c_r020"), max_tokens=2).reduction

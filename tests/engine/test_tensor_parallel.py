@@ -49,6 +49,7 @@ def test_two_ranks_answer_as_one(pair: Client, name: str) -> None:
     case, _ = load_case(name)
     answer = pair.ask(golden_messages(name), keep_ratio=case["compression_ratio"])
     assert answer.token_ids == case["stats"]["generated_ids"]
+    assert (answer.reduction is None) == (name == "text_only")
     if answer.reduction is not None:
         kept = {modality: answer.reduction[modality]["kept"] for modality in ("video", "audio")}
         stats = case["stats"]

@@ -7,7 +7,7 @@ import torch
 
 from ep_serve.engine import towers as module
 from ep_serve.engine.item import MEL_BINS, PATCH_VALUES, FusedItem
-from ep_serve.engine.statistics import Snapshot
+from ep_serve.engine.statistics import Totals
 from ep_serve.engine.towers import TowerCache, Towers
 from ep_serve.sieve import Ask
 
@@ -63,8 +63,8 @@ def item(name: int, grids: list[tuple[int, int, int]], frames: list[int]) -> Fus
     )
 
 
-def make(capacity: int = 1 << 20) -> tuple[FakeModel, Towers, Snapshot]:
-    model, totals = FakeModel(), Snapshot()
+def make(capacity: int = 1 << 20) -> tuple[FakeModel, Towers, Totals]:
+    model, totals = FakeModel(), Totals()
     return model, Towers(model, TowerCache(capacity, totals)), totals
 
 

@@ -17,9 +17,13 @@ from vllm.model_executor.models.qwen2_5_omni_thinker import (
 )
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.renderers import chat_utils, online_renderer
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine import async_llm, core, core_client
-from vllm.v1.worker import cpu_model_runner, gpu_model_runner
+from vllm.v1.engine import EngineCoreOutput, async_llm, core, core_client
+from vllm.v1.worker import cpu_model_runner, gpu_model_runner, gpu_worker, worker_base
+from vllm.v1.worker.gpu import model_runner as v2_runner
+from vllm.v1.worker.gpu.mm import encoder_runner
 from vllm.v1.worker.gpu.model_states import mm_pruning
 
 from ep_serve.engine import drain, health, media_io, openai_patch, server_patches
@@ -152,3 +156,33 @@ def test_a_server_asks_for_signals_sets_up_loads_and_asks_again() -> None:
     assert asked < source.index("setup_server(") < source.index("await run_server_worker(")
     assert "loop.add_signal_handler(signal.SIGTERM" in inspect.getsource(launcher.serve_http)
     assert "loop.add_signal_handler(signal.SIGINT" in inspect.getsource(launcher.serve_http)
+
+
+def test_a_requests_first_output_can_carry_what_became_of_its_item() -> None:
+    assert "ec_transfer_params" in EngineCoreOutput.__struct_fields__
+    assert parameters(openai_patch._original_process)[:2] == ["self", "engine_core_outputs"]
+    assert parameters(Scheduler.update_from_output) == [
+        "self",
+        "scheduler_output",
+        "model_runner_output",
+    ]
+    for method in ("execute_model", "sample_tokens"):
+        assert callable(getattr(gpu_worker.Worker, method))
+    extension = inspect.getsource(worker_base.WorkerWrapperBase.init_worker)
+    assert "worker_class.__bases__ + (" in extension  # behind vLLM's methods: they win
+
+
+def test_what_a_failed_sieve_left_can_be_taken_out_of_the_caches() -> None:
+    assert parameters(Scheduler.finish_requests) == ["self", "request_ids", "finished_status"]
+    assert parameters(BlockPool.get_cached_block) == ["self", "block_hash", "kv_cache_group_ids"]
+    assert parameters(BlockPool.evict_blocks) == ["self", "block_ids"]
+    manager = EncoderCacheManager(cache_size=8)
+    for name in ("cached", "freeable", "num_embeds_by_hash", "num_free_slots"):
+        assert hasattr(manager, name)
+    # Both runners drop embeddings first; one computes none under a name that it has some for.
+    prepare = inspect.getsource(encoder_runner.EncoderRunner.prepare_mm_inputs)
+    assert "in self.encoder_cache.encoder_outputs" in prepare
+    source = inspect.getsource(v2_runner.GPUModelRunner.execute_model)
+    assert source.index("self.free_states(") < source.index("num_toks = ")
+    source = inspect.getsource(gpu_model_runner.GPUModelRunner.execute_model)
+    assert source.index("self._update_states(") < source.index("self._execute_mm_encoder(")

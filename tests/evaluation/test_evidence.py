@@ -1,27 +1,28 @@
 from __future__ import annotations
 
-import torch
+import numpy as np
 
-from ep_serve.engine.selection_report import PoolRecord, describe
+from ep_serve.engine.selection_report import PoolShape, describe
 from ep_serve.evaluation.evidence import Placement, place
 from ep_serve.evaluation.questions import Evidence
 from ep_serve.layout import Image, Kind, Medium, Video
 from tests.evaluation.mock_server import usage
 
 
+def pool_of(medium: Medium, kinds: list[Kind]) -> PoolShape:
+    """The pool of one medium whose tokens are of these kinds."""
+    media = np.zeros(len(kinds), dtype=np.int32)
+    return PoolShape([medium], np.array(kinds, dtype=np.int8), media)
+
+
 def test_what_an_engine_describes_can_be_placed() -> None:
     """Two steps of two tokens, interleaved with three tokens of sound each."""
     kinds = [Kind.VIDEO] * 2 + [Kind.AUDIO] * 3 + [Kind.VIDEO] * 2 + [Kind.AUDIO] * 3
-    record = PoolRecord(
-        torch.tensor(kinds, dtype=torch.int8),
-        torch.zeros(10, dtype=torch.int32),
-        torch.tensor([0, 4, 5, 6, 7]),
-        None,
-    )
-    shapes: list[Medium] = [Video((2, 2, 4), second_per_grid=1.0, audio_tokens=6)]
+    pool = pool_of(Video((2, 2, 4), second_per_grid=1.0, audio_tokens=6), kinds)
+    kept = np.array([0, 4, 5, 6, 7], dtype=np.int32)
     evidence = Evidence(video=[(1.0, 2.0)], audio=[(0.08, 0.16)])
     # Kept: a token of the first second, both of the next one, and sounds 2 and 3 (0.08 to 0.16 s).
-    assert place(describe(shapes, record.as_lists()), evidence) == Placement(
+    assert place(describe(pool, kept, None), evidence) == Placement(
         kept=5, kept_then=4, kept_evidence=4, full=10, full_then=4, full_evidence=4
     )
 
@@ -39,6 +40,7 @@ def test_spans_that_overlap_count_once() -> None:
 
 
 def test_a_picture_has_no_time() -> None:
-    record = {"kinds": [int(Kind.IMAGE)], "media": [0], "indices": [0], "scores": None}
-    found = place(describe([Image((1, 2, 2))], record), Evidence(video=[(0.0, 9.0)]))
+    pool = pool_of(Image((1, 2, 2)), [Kind.IMAGE])
+    selection = describe(pool, np.zeros(1, dtype=np.int32), None)
+    found = place(selection, Evidence(video=[(0.0, 9.0)]))
     assert found.full == found.kept == 0

@@ -76,6 +76,42 @@ def test_it_keeps_its_budget_at_given_rates(name: str, layout: Layout, ask: Ask)
 
 
 @pytest.mark.parametrize("name", NAMES)
+@given(layout=LAYOUTS, keep_ratio=ratios | st.sampled_from([1e-300, 1e-9, 0.01]))
+@quick
+def test_something_stays_at_any_ratio(name: str, layout: Layout, keep_ratio: float) -> None:
+    assert get_sieve(name).budget(layout, keep_ratio) >= min(1, layout.num_av)
+    check_budget(name, layout, Ask(keep_ratio))
+
+
+@pytest.mark.parametrize("name", WITH_RHO)
+@given(layout=LAYOUTS, rho_audio=rhos | st.just(1.0), rho_video=rhos | st.just(1.0))
+@quick
+def test_something_stays_at_any_rates(
+    name: str, layout: Layout, rho_audio: float, rho_video: float
+) -> None:
+    ask = Ask(rho_audio=rho_audio, rho_video=rho_video)
+    assert get_sieve(name).plan(layout, ask).keep >= min(1, layout.num_av)
+    check_budget(name, layout, ask)
+
+
+@pytest.mark.parametrize("name", WITH_RHO)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        clip_layout(4, 6, 0),
+        clip_layout(3, 1, 0),
+        lay_out(Prompt().add(Audio(1))),
+        lay_out(Prompt().add(Audio(9)).add(Audio(9)).add(Audio(9))),
+    ],
+    ids=["silent clip", "tiny clip", "one token of sound", "three sounds"],
+)
+def test_one_token_stays_where_all_is_to_be_dropped(name: str, layout: Layout) -> None:
+    ask = Ask(rho_audio=1.0, rho_video=1.0)
+    assert get_sieve(name).plan(layout, ask).keep == 1
+    check_budget(name, layout, ask)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @given(layout=LAYOUTS, ask=ratio_asks)
 @quick
 def test_it_answers_the_same_again(name: str, layout: Layout, ask: Ask) -> None:

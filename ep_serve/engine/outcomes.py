@@ -1,0 +1,99 @@
+"""What became of a fused item, and how the API process comes to know it.
+
+The worker adds it to the output of the step that reduced the item (`ReportingOutput`). The
+scheduler remembers it and adds it to the first output of every request with that item, also of
+those that are served from a cache. So it is there before an answer is, whatever the engine computes
+meanwhile, and nobody asks a worker that is busy. What the worker has done since it told last, for
+`/metrics`, goes the same way, with one output only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Self, TypedDict, cast
+
+from vllm.v1.outputs import ModelRunnerOutput
+
+from ep_serve.engine.worker_api import CPU_WORKER, GPU_WORKER, SCHEDULER
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm.config import VllmConfig
+
+OUTCOME_FIELD = "ep_serve_outcome"
+WORK_FIELD = "ep_serve_work"
+"""Entries of vLLM's `EngineCoreOutput.ec_transfer_params` that hold `ItemOutcome` and `Work`."""
+
+
+class Outcome(TypedDict):
+    """Plain values, because it crosses processes."""
+
+    kept: dict[str, int]
+    """Survivors by modality."""
+    error: str | None
+    """Why the requests with this item fail."""
+    indices: bytes | None
+    """(K,) int32 places in the pool, where the selection is to be told."""
+    scores: bytes | None
+    """(n,) float32, where it is to be told and the sieve ranks all tokens of the pool."""
+
+
+class ItemOutcome(Outcome):
+    """An outcome and whose it is."""
+
+    key: str
+
+
+class Work(TypedDict):
+    """What a worker did, or how much more than before."""
+
+    full: dict[str, int]
+    """AV tokens that entered the sieve, by modality."""
+    kept: dict[str, int]
+    tower_hits: int
+    tower_misses: int
+    tower_cache_bytes: int
+    """What the cache holds, or by how much it grew."""
+    stage_seconds: dict[str, float]
+
+
+def plus(one: Work, other: Work, sign: int = 1) -> Work:
+    """The sum, or with a sign of -1 the difference."""
+    result: Any = {
+        name: {key: number + sign * other[name][key] for key, number in value.items()}  # type: ignore[literal-required]
+        if isinstance(value, dict)
+        else value + sign * other[name]  # type: ignore[literal-required]
+        for name, value in one.items()
+    }
+    return cast("Work", result)
+
+
+@dataclass
+class ReportingOutput(ModelRunnerOutput):
+    """vLLM's output of a step that reduced items."""
+
+    outcomes: Mapping[str, Outcome] = field(default_factory=dict)
+    """What became of them, by their keys."""
+    work: Work | None = None
+    """All that the worker did since it told last."""
+
+    @classmethod
+    def of(cls, output: ModelRunnerOutput, outcomes: Mapping[str, Outcome], work: Work) -> Self:
+        # vLLM shares its empty output between steps, so it is never written to.
+        given = {f.name: getattr(output, f.name) for f in fields(ModelRunnerOutput)}
+        return cls(**given, outcomes=outcomes, work=work)
+
+
+def collected(vllm_config: VllmConfig) -> bool:
+    """Whether worker and scheduler are ours, so that outcomes reach the API process.
+
+    Where they are not, or where caches are shared with other engines, from which a failed item
+    could not be taken back, a sieve that fails ends the engine: a wrong answer would be worse.
+    """
+    return (
+        vllm_config.parallel_config.worker_cls in (CPU_WORKER, GPU_WORKER)
+        and vllm_config.scheduler_config.scheduler_cls == SCHEDULER
+        and vllm_config.kv_transfer_config is None
+        and vllm_config.ec_transfer_config is None
+    )

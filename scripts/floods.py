@@ -344,11 +344,6 @@ async def killer(target: Target) -> None:
     await many(8, lambda: post(target, chat("killer")))
 
 
-@attack("More requests than the engines take", Keys.WITH)
-async def queue(target: Target) -> None:
-    await many(1_500, lambda: post(target, chat("slowly")))
-
-
 @attack("Streams that are not read", Keys.WITH)
 async def unread_streams(target: Target) -> None:
     body = chat("much", stream=True)
@@ -372,8 +367,10 @@ class Engine(MockUpstream):
         if content == "much":
             response = web.StreamResponse(headers={"content-type": "text/event-stream"})
             await response.prepare(request)
-            while True:
-                await response.write(b'data: {"choices": []}\n\n' * 1_000)
+            event = b'data: {"choices": [], "logprobs": "%b"}\n\n' % (b"x" * 5_000)
+            while True:  # more than an engine does for 200 streams at once
+                await response.write(event)
+                await asyncio.sleep(0.02)
         self.requests.clear()
         self.headers.clear()
         return await super()._answer(request, body)

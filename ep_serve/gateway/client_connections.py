@@ -1,21 +1,60 @@
-"""The connections of clients to one port, and which of them are closed when there are too many."""
+"""The connections of clients to one port: which are closed first, and whose request is next."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import asyncio
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
     from prometheus_client import Counter
 
 GRACE_S = 2.0
 """How long a new connection is not the first to be closed."""
+STARTS = 16
+"""Requests that start in one turn of the event loop."""
 
 
 class Closable(Protocol):
     """A connection."""
 
     def abort(self) -> None: ...
+
+
+class FairStart:
+    """Starts requests, a few in each turn of the event loop, and those who send them in rotation.
+
+    A thousand requests that arrive at once would otherwise hold up everybody who comes later,
+    health checks too, until each of them is parsed, checked and on its way to an engine.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: OrderedDict[Hashable, deque[Callable[[], None]]] = OrderedDict()
+        self._started = 0
+
+    def start(self, sender: Hashable, action: Callable[[], None]) -> None:
+        """Call `action`, now or in one of the next turns."""
+        if self._started == STARTS or self._waiting:
+            self._waiting.setdefault(sender, deque()).append(action)
+            return
+        if not self._started:
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        self._started += 1
+        action()
+
+    def _next_turn(self) -> None:
+        self._started = 0
+        while self._waiting and self._started < STARTS:
+            sender, actions = self._waiting.popitem(last=False)
+            self._started += 1
+            action = actions.popleft()
+            if actions:
+                self._waiting[sender] = actions
+            action()
+        if self._started:
+            asyncio.get_running_loop().call_soon(self._next_turn)
 
 
 class ClientConnections:
@@ -38,6 +77,7 @@ class ClientConnections:
         self.max_head_bytes = max_head_bytes
         self.head_timeout_s = head_timeout_s
         self.queued_bytes = 0
+        self.requests = FairStart()
         self._refused = refused
         self._fresh: OrderedDict[Closable, float] = OrderedDict()
         self._idle: OrderedDict[Closable, float] = OrderedDict()

@@ -11,6 +11,7 @@ import asyncio
 import re
 import urllib.parse
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -247,6 +248,14 @@ class HttpProtocol(HttpToolsProtocol):
         self._disarm()
         self.clients.forget(self)
         self._running = cycle
+        # Who sends it: an address, which may be that of a proxy, and a key, which is not checked.
+        keys = (value for name, value in cycle.scope["headers"] if name == b"authorization")
+        sender = (self.client and self.client[0], next(keys, None))
+        self.clients.requests.start(sender, partial(self._run, cycle))
+
+    def _run(self, cycle: Cycle) -> None:
+        if cycle.disconnected:
+            return
         app: Any = self.app
         if (
             len(self.tasks) >= self.clients.max_connections
@@ -351,6 +360,13 @@ class HttpProtocol(HttpToolsProtocol):
                 self.flow.pause_reading()
         elif self._dropped_bytes > (LINGER_ERROR_BYTES if self._error else LINGER_BYTES):
             self._close()
+        else:  # the event loop would read up to 8 MB before it turned to others
+            self.flow.pause_reading()
+            self.loop.call_soon(self._resume_dropping)
+
+    def _resume_dropping(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def _head_timed_out(self) -> None:
         if self._in_head:

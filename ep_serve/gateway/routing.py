@@ -10,12 +10,12 @@ together.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import hashlib
-import heapq
 import itertools
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ep_serve.gateway.errors import ApiError
@@ -48,12 +48,16 @@ class Demand:
     priority: int = 0
 
 
-@dataclass(order=True, slots=True)
+@dataclass(slots=True)
 class _Waiter:
     rank: tuple[int, int]
-    demand: Demand = field(compare=False)
-    avoid: frozenset[str] = field(compare=False)
-    place: asyncio.Future[Upstream] = field(compare=False)
+    demand: Demand
+    avoid: frozenset[str]
+    place: asyncio.Future[Upstream]
+
+
+def _rank(waiter: _Waiter) -> tuple[int, int]:
+    return waiter.rank
 
 
 class Router:
@@ -112,16 +116,18 @@ class Router:
     def wake(self) -> None:
         """Let those go on who wait for what is there now, in their order."""
         still: list[_Waiter] = []
-        while self._waiting:
-            waiter = heapq.heappop(self._waiting)
+        full: set[tuple[str, frozenset[str]]] = set()
+        for waiter in self._waiting:
             if waiter.place.done():
                 continue
-            upstream = self._pick(waiter.demand, waiter.avoid)
+            wanted = waiter.demand.model, waiter.avoid
+            upstream = None if wanted in full else self._pick(waiter.demand, waiter.avoid)
             if upstream is None:
+                full.add(wanted)  # and it stays so here: engines only get more work
                 still.append(waiter)
             else:
                 waiter.place.set_result(self._begin(upstream, waiter.demand))
-        self._waiting = still  # popped in order, so still a heap
+        self._waiting = still
         self._metrics.queued.set(len(still))
 
     def _check_possible(self, demand: Demand) -> None:
@@ -141,7 +147,7 @@ class Router:
     async def _wait(self, demand: Demand, avoid: frozenset[str]) -> Upstream:
         place: asyncio.Future[Upstream] = asyncio.get_running_loop().create_future()
         rank = (-demand.priority, next(self._numbers))
-        heapq.heappush(self._waiting, _Waiter(rank, demand, avoid, place))
+        bisect.insort(self._waiting, _Waiter(rank, demand, avoid, place), key=_rank)
         self._metrics.queued.set(len(self._waiting))
         began = time.perf_counter()
         try:
@@ -157,9 +163,9 @@ class Router:
                 self.release(place.result(), demand, None)
             raise
         finally:
-            self._waiting = [waiter for waiter in self._waiting if waiter.place is not place]
-            heapq.heapify(self._waiting)
-            self._metrics.queued.set(len(self._waiting))
+            if not place.done():  # else `wake` has removed it
+                self._waiting = [waiter for waiter in self._waiting if waiter.place is not place]
+                self._metrics.queued.set(len(self._waiting))
             self._metrics.queue_seconds.observe(time.perf_counter() - began)
 
     def _busy(self) -> ApiError:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BACKLOG = 2_048
+ACCEPTS = 16
+"""Connections that are accepted in one turn of the event loop: libuv accepts one for each listening
+socket, and new ones would wait for many turns behind a flood."""
 OTHER_FILES = 1_024
 """Media, helpers, the store: what is open besides connections."""
 
@@ -90,7 +93,7 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Running]:
         servers.append(_server(make_asgi_app(gateway.metrics.registry), settings, gateway))
     await gateway.open()
     tasks = [
-        asyncio.create_task(server.serve(sockets=[port]))
+        asyncio.create_task(server.serve(sockets=[port, *(port.dup() for _ in range(ACCEPTS - 1))]))
         for server, port in zip(servers, ports, strict=True)
     ]
     front, ended = servers[0], tasks[0]

@@ -10,15 +10,21 @@ import socket
 import subprocess
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
+import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from ep_serve.gateway import http_protocol
+from ep_serve.gateway.client_connections import STARTS, FairStart
+from ep_serve.gateway.server import ACCEPTS, running
+from ep_serve.gateway.settings import load
 from tests.gateway.conftest import MakeWorld, World, bearer
 from tests.gateway.raw_http import (
     AUTH,
@@ -264,6 +270,44 @@ async def test_a_client_that_reads_nothing_is_cut_off(
         front: Any = w.now.front
         await eventually("its request has ended", lambda: not front.server_state.tasks)
         assert not front.server_state.connections
+
+
+async def test_a_burst_of_requests_does_not_hold_up_other_senders() -> None:
+    requests, started = FairStart(), list[str]()
+    for _ in range(1_000):
+        requests.start("many", partial(started.append, "many"))
+    requests.start("one", partial(started.append, "one"))
+    while "one" not in started:
+        await asyncio.sleep(0)
+    assert len(started) <= 3 * STARTS
+    while len(started) < 1_001:
+        await asyncio.sleep(0)
+    requests.start("many", partial(started.append, "many"))
+    assert len(started) == 1_002  # at once, when nothing waits
+
+
+def test_new_connections_are_accepted_in_few_turns_of_the_event_loop(tmp_path: Path) -> None:
+    options = {
+        "upstreams": ["http://127.0.0.1:1"],
+        "port": 0,
+        "store": {"path": tmp_path / "store"},
+        "metrics": {"enabled": False},
+        "drain": {"delay_s": 0},
+    }
+
+    async def turns(count: int) -> int:
+        async with running(load(None, options)) as now, AsyncExitStack() as stack:
+            front: Any = now.front
+            for _ in range(count):
+                sock = stack.enter_context(socket.socket())
+                sock.connect(("127.0.0.1", now.port))
+            turn = 0
+            while len(front.server_state.connections) < count:
+                await asyncio.sleep(0)
+                turn += 1
+            return turn
+
+    assert uvloop.run(turns(64)) <= 3 * 64 / ACCEPTS  # it is one a turn for each socket
 
 
 # -- connections ------------------------------------------------------------------------------

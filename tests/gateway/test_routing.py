@@ -175,6 +175,28 @@ async def test_who_waits_for_a_full_model_does_not_hold_up_others() -> None:
     assert await waiting is full
 
 
+async def test_a_long_queue_costs_little_when_a_request_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    router, engines = make_router(engines=2, routing=RoutingSettings(concurrency=1))
+    taken = [await router.take(Demand("m")) for _ in engines]
+    waiting = [asyncio.create_task(router.take(Demand("m"))) for _ in range(200)]
+    await asyncio.sleep(0)
+    picked: list[Demand] = []
+    pick = router._pick
+
+    def counted(demand: Demand, avoid: frozenset[str]) -> Upstream | None:
+        picked.append(demand)
+        return pick(demand, avoid)
+
+    monkeypatch.setattr(router, "_pick", counted)
+    router.release(taken[0], Demand("m"), Outcome.ANSWERED)
+    assert len(picked) == 2  # of the first, and of the next one, which finds no room
+    await asyncio.wait_for(waiting[0], 1)
+    for task in waiting:
+        task.cancel()
+
+
 async def test_nor_does_one_who_waits_for_another_engine_than_one_that_failed() -> None:
     router, (failed, other) = make_router(2, RoutingSettings(concurrency=1))
     demand = Demand("m")

@@ -146,6 +146,7 @@ def add_serve(groups: Groups) -> None:
     engine.add_argument("--max-full-tokens", type=int, help="longest prompt before reduction")
     engine.add_argument("--tower-cache-gib", type=float, help="tower outputs to remember")
     engine.add_argument("--media-cache-gib", type=float, help="processed media to remember")
+    engine.add_argument("--max-n", type=int, help="most answers to one request [8]")
     engine.add_argument(
         "--step-timeout",
         type=float,

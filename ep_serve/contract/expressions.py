@@ -2,16 +2,16 @@
 
 xgrammar 0.2.8 compiles either into rules for an Earley parser that runs over the whole vocabulary
 for each sampled token, inside a step of the engine. What makes such a step slow is not the length
-of an expression but parts that may be empty or repeat, right behind each other: `([a-z]?){64}`
-takes seconds for one token, `root ::= root root root | ""` does not come back. `Shape.adjacent`
-counts them.
+of an expression but parts that may be empty or repeat, without a literal between them:
+`([a-z]?){64}` takes seconds for one token, `root ::= root root root | ""` does not come back.
+`Shape.adjacent` counts them.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ep_serve.contract.errors import FieldError
 
@@ -21,9 +21,9 @@ MAX_REPEAT = 10_000
 """Largest number in `{m,n}`."""
 MAX_ADJACENT = 8
 """Parts that may be empty or repeat, right behind each other."""
-MAX_STATES = 1_024
-"""Character classes of a request once its repetitions are written out; each is compiled against the
-whole vocabulary."""
+MAX_STATES = 512
+"""Character classes of a request once its repetitions are written out. Each is compiled against the
+whole vocabulary: 40 to 100 ms with 152,000 tokens and two cores."""
 COMPRESSED = 128
 """Longer repetitions of a part are counted instead of written out."""
 
@@ -83,20 +83,24 @@ class Shape:
 
     Attributes:
         solid: it never matches the empty string.
-        before: adjacent parts that may be empty or repeat at its start; all of it if not solid.
-        after: the same at its end.
+        fixed: it always holds a literal, which separates what is before from what is after.
+        before: adjacent parts that may be empty or repeat before the first literal.
+        after: the same after the last literal; all of them, as in `before`, if there is none.
         adjacent: the most of them anywhere.
         states: character classes once repetitions are written out.
     """
 
     solid: bool
+    fixed: bool = False
     before: int = 0
     after: int = 0
     adjacent: int = 0
     states: int = 0
 
 
-_TOO_MANY = Shape(False, MAX_ADJACENT + 1, MAX_ADJACENT + 1, MAX_ADJACENT + 1)
+def loose(count: int) -> Shape:
+    """What may be empty or repeat, `count` times as bad as one such part."""
+    return Shape(False, False, count, count, count)
 
 
 def shape(expr: Expr, rule: Callable[[str], Shape]) -> Shape:
@@ -105,7 +109,7 @@ def shape(expr: Expr, rule: Callable[[str], Shape]) -> Shape:
         case Empty():
             return Shape(False)
         case Atom(states):
-            return Shape(True, states=states)
+            return Shape(True, not states, states=states)
         case Ref(name):
             return rule(name)
         case Seq(items):
@@ -122,8 +126,9 @@ def shape(expr: Expr, rule: Callable[[str], Shape]) -> Shape:
 def _joined(a: Shape, b: Shape) -> Shape:
     return Shape(
         a.solid or b.solid,
-        a.before if a.solid else a.before + b.before,
-        b.after if b.solid else a.after + b.after,
+        a.fixed or b.fixed,
+        a.before if a.fixed else a.before + b.before,
+        b.after if b.fixed else a.after + b.after,
         max(a.adjacent, b.adjacent, a.after + b.before),
         a.states + b.states,
     )
@@ -132,6 +137,7 @@ def _joined(a: Shape, b: Shape) -> Shape:
 def _alternatives(shapes: list[Shape]) -> Shape:
     either = Shape(
         True,
+        all(s.fixed for s in shapes),
         max(s.before for s in shapes),
         max(s.after for s in shapes),
         max(s.adjacent for s in shapes),
@@ -142,28 +148,27 @@ def _alternatives(shapes: list[Shape]) -> Shape:
 
 def _optional(body: Shape) -> Shape:
     before, after = body.before + 1, body.after + 1
-    return Shape(False, before, after, max(body.adjacent, before, after), body.states)
+    return Shape(False, False, before, after, max(body.adjacent, before, after), body.states)
 
 
 def _repeated(body: Shape, low: int, high: int | None) -> Shape:
     states = body.states * min(high if high is not None else low + 1, COMPRESSED)
-    if (low, high) == (0, 0):
+    if high == 0:
         return Shape(False)
-    if (low, high) == (1, 1):
-        return body
     if not body.solid:
-        count = body.adjacent * (high or MAX_ADJACENT + 1)
-        return Shape(False, count, count, count, states) if body.adjacent else body
-    if high == 1:
-        return _optional(body)
-    again = Shape(
-        True, body.before, body.after, max(body.adjacent, body.after + body.before), states
-    )
-    if low == high:
+        again = loose(body.adjacent * (high or MAX_ADJACENT + 1))
+    elif body.fixed:
+        between = max(body.adjacent, body.after + body.before)
+        again = Shape(True, True, body.before, body.after, between)
+    else:
+        count = body.adjacent * (high or 1)
+        again = Shape(True, False, count, count, count)
+    again = replace(again, states=states)
+    if low == high or (high == 1 and low == 1):
         return again
-    if low == 0:
+    if low == 0 or not body.solid:
         return _optional(again)
-    return Shape(True, again.before, again.after + 1, max(again.adjacent, again.after + 1), states)
+    return replace(again, after=again.after + 1, adjacent=max(again.adjacent, again.after + 1))
 
 
 class Reader:

@@ -15,13 +15,18 @@ MAX_ENTRIES = {
     "allowed_token_ids": 16_384,
     "bad_words": 128,
     "documents": 1_024,
+    "items": 64,
+    "label_token_ids": 1_024,
     "logit_bias": 1_024,
     "logprob_token_ids": 128,
+    "questions": 64,
     "stop": 4,
     "stop_token_ids": 1_024,
     "tools": 128,
 }
 """Most entries of a list or an object."""
+MAX_SEQUENCES = 128
+"""Most answers to all prompts of one request (`/v1/completions` takes several)."""
 MAX_CHARS = {"bad_words": 256, "stop": 1_024}
 """Most characters of each string in a list, or of the string."""
 MAX_PATTERN_SIZE = 64
@@ -31,7 +36,8 @@ MAX_PATTERN_SIZE = 64
 def check_generation(body: Mapping[str, Any], max_n: int) -> None:
     """Check what scales the work of a generation, whatever bounds the prompt.
 
-    Values of another type than the field's are left to the server that reads them.
+    Values of another type than the field's are left to the server that reads them, but for those
+    that vLLM 0.32 looks into before it knows their type.
 
     Args:
         body: fields of `/v1/chat/completions`, `/v1/completions` or their sampling parameters.
@@ -40,8 +46,10 @@ def check_generation(body: Mapping[str, Any], max_n: int) -> None:
     Raises:
         FieldError: names the field, the limit and the value.
     """
+    _check_objects(body)
     for name in ("n", "best_of"):
         _at_most(name, body.get(name), max_n)
+    _check_prompts(body)
     for name, limit in MAX_ENTRIES.items():
         value = body.get(name)
         if isinstance(value, list | dict):
@@ -56,6 +64,31 @@ def check_generation(body: Mapping[str, Any], max_n: int) -> None:
         name = "max_pattern_size"
         _at_most(f"repetition_detection.{name}", detection.get(name), MAX_PATTERN_SIZE)
     check_structured_outputs(body)
+
+
+def _check_objects(body: Mapping[str, Any]) -> None:
+    for name in ("structured_outputs", "response_format"):
+        if not isinstance(body.get(name), dict | None):
+            raise FieldError(name, "must be an object")
+    choice, tools = body.get("tool_choice"), body.get("tools")
+    named = isinstance(choice, dict) and "function" in choice
+    for index, tool in enumerate(tools if isinstance(tools, list) else []):
+        if not isinstance(tool, dict):
+            raise FieldError(f"tools[{index}]", "must be an object")
+        function = tool.get("function")
+        if named and not (isinstance(function, dict) and "name" in function):
+            raise FieldError(f"tools[{index}].function", "must be an object with a name")
+
+
+def _check_prompts(body: Mapping[str, Any]) -> None:
+    prompts, n = body.get("prompt"), body.get("n")
+    # A list of numbers is one prompt.
+    if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int):
+        answers = len(prompts) * (n if isinstance(n, int) and n > 1 else 1)
+        if answers > MAX_SEQUENCES:
+            raise FieldError(
+                "prompt", f"asks for {answers} answers, n of each; the limit is {MAX_SEQUENCES}"
+            )
 
 
 def _at_most(name: str, value: Any, limit: int, unit: str = "") -> None:

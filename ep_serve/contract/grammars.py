@@ -17,6 +17,7 @@ from ep_serve.contract.expressions import (
     Repeat,
     Seq,
     Shape,
+    loose,
     shape,
 )
 from ep_serve.contract.finite import AndOrGraph
@@ -121,9 +122,7 @@ def _shape_of_root(rules: dict[str, Expr], uses: dict[str, set[str]]) -> Shape:
             continue
         waiting.pop()
         loop = 1 if _most_references(rules[name], cycle & empty) == 1 else MAX_ADJACENT + 1
-        own = {
-            used: Shape(False, loop, loop, loop) if used in empty else Shape(True) for used in cycle
-        }
+        own = {used: loose(loop) if used in empty else Shape(True) for used in cycle}
         known[name] = shape(rules[name], (known | own).__getitem__)
     return known["root"]
 

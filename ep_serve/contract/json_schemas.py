@@ -126,8 +126,8 @@ def check_shape(field: str, found: Shape, costs: Costs) -> None:
     if found.adjacent > MAX_ADJACENT:
         raise FieldError(
             field,
-            f"has more than {MAX_ADJACENT} parts right behind each other that may be empty or "
-            "repeat; put fixed text between them",
+            f"has more than {MAX_ADJACENT} parts that may be empty or repeat, without fixed text "
+            "between them",
         )
     costs.take(field, states=found.states)
 

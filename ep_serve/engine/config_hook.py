@@ -57,6 +57,7 @@ class ReducingConfig(VerifyAndUpdateConfig):
         mm_config.video_pruning_rate = _PRUNING_SWITCH
         mm_config.mm_processor_kwargs = None  # read above; not for the Hugging Face processor
         _use_our_connector()
+        _bound_requests(vllm_config, settings)
         server_patches.install()
 
         if vllm_config.scheduler_config.scheduler_cls is None:
@@ -83,6 +84,16 @@ def _use_our_connector() -> None:
             f"VLLM_MEDIA_CONNECTOR cannot be {connector!r}: media would be decoded without this "
             f"model's limits and frame rule; leave it unset or set it to {CONNECTOR!r}"
         )
+
+
+def _bound_requests(vllm_config: VllmConfig, settings: Settings) -> None:
+    """Set limits of vLLM's own, where they were left at their defaults."""
+    os.environ.setdefault("VLLM_MAX_N_SEQUENCES", str(settings.engine.max_n))
+    structured = vllm_config.structured_outputs_config
+    if structured.backend == "auto":
+        # An engine has one backend, that of its first request: the next client's schema would be
+        # compiled by whatever the first one's needed, and tool calls by one that cannot.
+        structured.backend = "xgrammar"
 
 
 def _refuse_pipelines(parallel: ParallelConfig) -> None:

@@ -26,6 +26,7 @@ from vllm.logger import init_logger
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from ep_serve.engine import server_patches
+from ep_serve.engine.request_limits import RequestLimits
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -89,6 +90,7 @@ async def _refuse(send: Send) -> None:
 
 def _init_middleware(args: Any, app: Any, supported_tasks: Any) -> None:
     server_patches.check()
+    app.add_middleware(RequestLimits)  # innermost: bodies of clients without a key are not read
     _original_middleware(args, app, supported_tasks)
     app.add_middleware(DrainMiddleware)
 

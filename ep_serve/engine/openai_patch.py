@@ -6,7 +6,7 @@ vLLM 0.32. Installed by `server_patches.py` in processes that serve our architec
    accepts unknown fields and drops them. `OnlineRenderer.preprocess_chat` is wrapped: it checks
    them and moves them into `mm_processor_kwargs`, and the check that refuses these kwargs from
    clients (`validate_request_mm_kwargs`) lets exactly ours pass, because the server's settings
-   bound them. It also refuses media tokens in text, which would be taken for placeholders.
+   bound them. It also refuses media tokens in the rendered prompt: they would be placeholders.
 2. `usage.reduction` in responses: `OpenAIServingChat.chat_completion_full_generator` and
    `chat_completion_stream_generator` are wrapped; they add the object to the usage that vLLM built,
    and the reason to the error of a request whose sieve failed. `OutputProcessor.process_outputs`
@@ -24,19 +24,19 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
-from vllm.exceptions import GenerationError, VLLMValidationError
+from vllm.exceptions import GenerationError
 from vllm.renderers import online_renderer
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.output_processor import OutputProcessor
 
-from ep_serve.contract.media_tokens import find_media_token
 from ep_serve.engine import event_loop, reports
 from ep_serve.engine.media_ids import scoped
+from ep_serve.engine.media_tokens import refuse_media_tokens
 from ep_serve.engine.reports import RequestReport
 from ep_serve.engine.settings import OPTIONS_KEY, REQUEST_FIELDS, Settings, hide_sound_field
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from vllm.outputs import RequestOutput
 
@@ -69,11 +69,11 @@ async def _preprocess_chat(
         **(request.media_io_kwargs or {}),
         OPTIONS_KEY: options.model_dump(),
     }
-    _refuse_media_tokens(messages)
     messages = scoped(messages, getattr(request, "cache_salt", None))
     conversation, engine_inputs = await _original_preprocess(
         self, request, messages, *args, **kwargs
     )
+    refuse_media_tokens(engine_inputs, self.renderer.tokenizer, "messages")
     reduction = engine_inputs[0].get("reduction")
     if reduction is not None:
         object.__setattr__(request, _REPORT, RequestReport(reduction))
@@ -93,28 +93,6 @@ def _validate_request_mm_kwargs(
 
 def _without(names: set[str], kwargs: dict[str, Any] | None) -> dict[str, Any] | None:
     return {name: value for name, value in (kwargs or {}).items() if name not in names} or None
-
-
-def _refuse_media_tokens(messages: Sequence[Any]) -> None:
-    for index, message in enumerate(messages):
-        # Templates put text parts right behind each other, so a token may be spread over some.
-        text = "".join(_texts(message.get("content") if isinstance(message, dict) else None))
-        if (token := find_media_token(text)) is not None:
-            raise VLLMValidationError(
-                f"messages[{index}] contains the text {token}, which marks media inside "
-                "the prompt and must not be written by a client.",
-                parameter="messages",
-            )
-
-
-def _texts(content: Any) -> Iterator[str]:
-    if isinstance(content, str):
-        yield content
-    elif isinstance(content, list):
-        for part in content:
-            text = part.get("text") if isinstance(part, dict) else part
-            if isinstance(text, str):
-                yield text
 
 
 # -- responses ----------------------------------------------------------------------------------

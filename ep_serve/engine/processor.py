@@ -21,6 +21,7 @@ from vllm.model_executor.models.qwen2_5_omni_thinker import (
     Qwen2_5OmniThinkerDummyInputsBuilder,
     Qwen2_5OmniThinkerProcessingInfo,
 )
+from vllm.multimodal.cache.lru import LruKeyReplicatedSenderCache
 from vllm.multimodal.inputs import MultiModalKwargsItem, MultiModalKwargsItems, PlaceholderRange
 from vllm.multimodal.processing import BaseMultiModalProcessor
 from vllm.transformers_utils.processor import cached_processor_from_config
@@ -30,13 +31,13 @@ from ep_serve.engine.item import MODALITY, PATCH_VALUES, PROFILING_KEY, Span, co
 from ep_serve.engine.media_budget import TokenBudget
 from ep_serve.engine.media_ids import MediaId
 from ep_serve.engine.media_io import MediumParser
+from ep_serve.engine.media_tokens import count_media_tokens
 from ep_serve.engine.metrics import metrics
 from ep_serve.engine.selection_report import PoolShape
 from ep_serve.engine.settings import MediaOptions, Settings
 from ep_serve.layout import (
     Layout,
     MediaTokens,
-    PlaceholderError,
     Video,
     build_layout,
     spread,
@@ -89,6 +90,11 @@ class Reduction:
         """The rates of sieves that tell sound and picture apart, as far as they were given."""
         rates = {"rho_audio": self.ask.rho_audio, "rho_video": self.ask.rho_video}
         return {name: rate for name, rate in rates.items() if rate is not None}
+
+
+UNSENT = "unsent"
+"""Entry of a processed prompt for `sent_items.py`: the key of an item that the engine may not have,
+and the item."""
 
 
 class ReducedInput(MultiModalInput):
@@ -180,6 +186,7 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
             layout = build_layout(inputs.prompt, shapes, self.info.tokens)
             span = self._plan(layout, options.ask)
         key = self._item_key(span, options, keys)
+        unsent = None
         if inputs.cache is not None and inputs.cache.is_cached_item(key.hex()):
             item = _update(inputs.cache, key, None)
         else:
@@ -194,7 +201,11 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
                     self.info.ctx.model_config.dtype,
                     return_selection=options.return_selection,
                 )
-                item = fresh if inputs.cache is None else _update(inputs.cache, key, fresh)
+                item = fresh
+                if isinstance(inputs.cache, LruKeyReplicatedSenderCache):
+                    unsent = (key.hex(), fresh)
+                elif inputs.cache is not None:
+                    item = _update(inputs.cache, key, fresh)
         reduction = _describe(key, layout, span, options.ask)
         if options.return_selection:
             av = layout.is_av
@@ -202,7 +213,8 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
             reduction = replace(reduction, pool=pool)
         metrics().request(reduction)
         metrics().media(self.media)
-        return _reduced_input(reduction, span, item)
+        result = _reduced_input(reduction, span, item)
+        return result if unsent is None else cast("MultiModalInput", {**result, UNSENT: unsent})
 
     def _options(self, inputs: ProcessorInputs) -> MediaOptions:
         options = self.info.settings.merge(inputs.hf_processor_mm_kwargs)
@@ -217,14 +229,9 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
             tokens.image: "image",
         }
         order = [modality_of[t] for t in inputs.prompt if t in modality_of]
-        counts = inputs.mm_data_items.get_all_counts()
-        for modality in ("video", "audio", "image"):
-            found, expected = order.count(modality), counts.get(modality, 0)
-            if found != expected:
-                raise PlaceholderError(
-                    f"The prompt has {found} {modality} placeholder(s) for {expected} {modality} "
-                    f"item(s). Media tokens such as <|{modality.upper()}|> cannot be text."
-                )
+        count_media_tokens(
+            inputs.prompt, inputs.mm_data_items.get_all_counts(), self.info.get_tokenizer()
+        )
         ids = inputs.mm_uuid_items or {}
         waiting = {
             modality: iter(zip(items, ids.get(modality) or [None] * len(items), strict=True))

@@ -26,6 +26,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import RequestStatus
 
+from ep_serve.engine.grammar_guard import GuardsGrammars
 from ep_serve.engine.item import full_length
 from ep_serve.engine.outcomes import (
     OUTCOME_FIELD,
@@ -189,11 +190,11 @@ class _PassesOutcomesOn(Scheduler):
                 output.ec_transfer_params = {**(output.ec_transfer_params or {}), **told}
 
 
-class ReducingScheduler(_PassesOutcomesOn, _CountsFullPrompts):
+class ReducingScheduler(GuardsGrammars, _PassesOutcomesOn, _CountsFullPrompts):
     """Beside vLLM's `Scheduler`."""
 
 
-class ReducingAsyncScheduler(_PassesOutcomesOn, _CountsFullPrompts, AsyncScheduler):
+class ReducingAsyncScheduler(GuardsGrammars, _PassesOutcomesOn, _CountsFullPrompts, AsyncScheduler):
     """Beside vLLM's `AsyncScheduler`."""
 
 

@@ -54,6 +54,7 @@ ENGINE_OPTIONS = (
     "max_full_tokens",
     "tower_cache_gib",
     "media_cache_gib",
+    "max_n",
     "step_timeout_s",
 )
 

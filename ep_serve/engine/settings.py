@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from vllm.exceptions import VLLMValidationError
 
 from ep_serve.checkpoint.config import MEDIA_DEFAULTS, MODEL_TYPE, ReductionConfig
+from ep_serve.contract.generation import DEFAULT_MAX_N
 from ep_serve.contract.request_options import (
     MAX_FPS,
     MAX_PIXELS,
@@ -116,6 +117,8 @@ class EngineSettings(BaseModel):
     """Longest video or sound that is decoded."""
     decode_timeout_s: float = Field(default=60.0, gt=0)
     """Wall time for decoding one medium."""
+    max_n: int = Field(default=DEFAULT_MAX_N, ge=1, le=16_384)
+    """Most answers to one request (`n`)."""
     step_timeout_s: float | None = Field(default=None, gt=0)
     """Longest step of the engine: `/health` fails after that; see `health.py` for the default."""
 

@@ -23,6 +23,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "a long bad word": ("bad_words", {"bad_words": ["x" * 1_000]}),
     "tools": ("tools", {"tools": [{"type": "function"}] * 200}),
     "documents": ("documents", {"documents": [{}] * 2_000}),
+    "a constraint that is a list": ("structured_outputs", {"structured_outputs": ["json"]}),
+    "a format that is a string": ("response_format", {"response_format": "json"}),
+    "a tool that is a string": ("tools[1]", {"tools": [{}, "f"]}),
+    "a tool without a name": (
+        "tools[0].function",
+        {"tools": [{"function": {}}], "tool_choice": {"function": {"name": "f"}}},
+    ),
+    "prompts": ("prompt", {"prompt": ["x"] * 100, "n": 2}),
+    "items to score": ("items", {"items": ["x"] * 1_000}),
+    "questions": ("questions", {"questions": {str(i): {} for i in range(1_000)}}),
     "repetitions": (
         "repetition_detection.max_pattern_size",
         {"repetition_detection": {"max_pattern_size": 10**6, "min_count": 2}},
@@ -45,6 +55,7 @@ def test_a_field_above_its_bound_is_refused_by_name(field: str, body: dict[str, 
         {},
         {"n": 8, "stop": ["a", "b"], "logit_bias": {"5": -100}, "tools": [{"type": "function"}]},
         {"n": None, "stop": None, "bad_words": [], "repetition_detection": None},
+        {"prompt": list(range(2_000)), "n": 8},
         {"n": "8", "stop": [5], "logit_bias": "x"},  # for the server to refuse
     ],
 )

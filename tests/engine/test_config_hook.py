@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from ep_serve.engine.config_hook import (
+    _bound_requests,
     _check_sieve,
     _refuse_drafters,
     _refuse_pipelines,
@@ -63,6 +64,18 @@ def test_a_sieve_that_is_told_nothing_is_refused_at_the_start() -> None:
 )
 def test_sieves_that_know_enough_start(sound: Settings) -> None:
     _check_sieve(sound)
+
+
+@pytest.mark.parametrize(("given", "used"), [("auto", "xgrammar"), ("guidance", "guidance")])
+def test_all_requests_have_one_backend_of_structured_outputs(
+    monkeypatch: pytest.MonkeyPatch, given: str, used: str
+) -> None:
+    monkeypatch.delenv("VLLM_MAX_N_SEQUENCES", raising=False)
+    config = SimpleNamespace(structured_outputs_config=SimpleNamespace(backend=given))
+    _bound_requests(config, settings("cs2"))
+    assert config.structured_outputs_config.backend == used
+    assert os.environ["VLLM_MAX_N_SEQUENCES"] == "8"
+    monkeypatch.delenv("VLLM_MAX_N_SEQUENCES")
 
 
 def parallel(pipelines: int = 1, rank: int = 0) -> Any:

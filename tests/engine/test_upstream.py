@@ -17,16 +17,26 @@ from vllm.model_executor.models.qwen2_5_omni_thinker import (
 )
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.renderers import chat_utils, online_renderer
+from vllm.sampling_params import SamplingParams
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, async_llm, core, core_client
+from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.structured_output.request import StructuredOutputRequest
 from vllm.v1.worker import cpu_model_runner, gpu_model_runner, gpu_worker, worker_base
 from vllm.v1.worker.gpu import model_runner as v2_runner
 from vllm.v1.worker.gpu.mm import encoder_runner
 from vllm.v1.worker.gpu.model_states import mm_pruning
 
-from ep_serve.engine import drain, health, media_io, openai_patch, server_patches
+from ep_serve.engine import (
+    drain,
+    health,
+    media_io,
+    openai_patch,
+    request_limits,
+    server_patches,
+)
 from ep_serve.engine.item import MODALITY
 from ep_serve.engine.scheduler import ReducingAsyncScheduler
 
@@ -186,3 +196,25 @@ def test_what_a_failed_sieve_left_can_be_taken_out_of_the_caches() -> None:
     assert source.index("self.free_states(") < source.index("num_toks = ")
     source = inspect.getsource(gpu_model_runner.GPUModelRunner.execute_model)
     assert source.index("self._update_states(") < source.index("self._execute_mm_encoder(")
+
+
+def test_every_route_validates_constraints_and_renders_prompts_where_it_is_patched() -> None:
+    assert "self._validate_structured_outputs(" in inspect.getsource(SamplingParams.verify)
+    assert "params.verify(" in inspect.getsource(InputProcessor._validate_params)
+    render = request_limits._original_render
+    assert parameters(render)[:3] == ["self", "prompts", "tok_params"]
+    scoring = request_limits._original_scoring
+    assert parameters(scoring)[:3] == ["self", "request", "tokenizer"]
+    generate = request_limits._original_generate
+    assert parameters(generate)[:4] == ["self", "prompt", "sampling_params", "request_id"]
+
+
+def test_a_grammar_is_waited_for_asked_and_told_of_where_the_scheduler_is_extended() -> None:
+    wait = inspect.getsource(Scheduler._handle_blocked_waiting_request)
+    assert "WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR" in wait
+    assert "struct_output_req.grammar" in wait
+    assert "self.structured_output_manager.accept_tokens(" in inspect.getsource(
+        Scheduler.update_from_output
+    )
+    assert "_grammar" in StructuredOutputRequest.__dataclass_fields__
+    assert "stop_reason" in EngineCoreOutput.__struct_fields__

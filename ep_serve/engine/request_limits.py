@@ -1,0 +1,217 @@
+"""Bounds of requests, on every route of vLLM's server that generates.
+
+- `RequestLimits` (an ASGI middleware) reads the body of a request before anything else does:
+  numbers must be finite and have 64 bits, fields be within the bounds of `contract/generation.py`.
+- `SamplingParams._validate_structured_outputs`: what binds an answer is checked once more, where
+  all routes meet: vLLM makes some of it itself, of tools.
+- `BaseRenderer.render_cmpl_async`, `ServingGenerativeScoring._build_prompts`: rendered prompts are
+  searched for media tokens; `openai_patch.py` does so with those of chats.
+- `AsyncLLM.generate`: why a grammar failed (`grammar_guard.py`) is told as a client's error.
+
+The others are patches (see `server_patches.py`), because vLLM has no hook there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from contextlib import aclosing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pydantic_core
+from vllm.entrypoints.generate.generative_scoring.serving import ServingGenerativeScoring
+from vllm.exceptions import VLLMValidationError
+from vllm.renderers.base import BaseRenderer
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from ep_serve.contract.errors import FieldError
+from ep_serve.contract.generation import check_generation
+from ep_serve.contract.json_schemas import Costs
+from ep_serve.contract.structured_outputs import check_constraint
+from ep_serve.engine.media_tokens import refuse_media_tokens
+from ep_serve.engine.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from vllm.outputs import RequestOutput
+
+    from ep_serve.engine.server_patches import Patch
+
+_original_structured = SamplingParams._validate_structured_outputs
+_original_render = BaseRenderer.render_cmpl_async
+_original_scoring = ServingGenerativeScoring._build_prompts
+_original_generate = AsyncLLM.generate
+
+_MAY_BE_TOO_LARGE = re.compile(rb"NaN|Infinity|\d{19}|\d[eE]\+?\d{3}")
+"""Found in every JSON text with a number that is not finite or has over 64 bits, and in others."""
+
+
+# -- bodies -------------------------------------------------------------------------------------
+
+
+class RequestLimits:
+    """Refuse bodies that are not JSON, hold numbers that are not finite, or exceed a bound."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or not _is_json(scope):
+            await self.app(scope, receive, send)
+            return
+        messages, body = await _read(receive)
+        try:
+            if body:
+                check_body(scope["path"], body, _max_n(scope))
+        except FieldError as error:
+            await _refuse(send, str(error), error.field)
+        else:
+            await self.app(scope, _replay(messages, receive), send)
+
+
+def check_body(path: str, body: bytes, max_n: int) -> None:
+    """Check the JSON body of a request.
+
+    Args:
+        path: of the route.
+        body: not empty.
+        max_n: the server's limit of answers to one request.
+
+    Raises:
+        FieldError: names the field, the limit and the value.
+    """
+    try:
+        fields = pydantic_core.from_json(body, cache_strings="none")
+    except ValueError as error:
+        raise FieldError("body", f"is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        return
+    if _MAY_BE_TOO_LARGE.search(body):
+        for name, value in fields.items():
+            if not _fits(value):
+                raise FieldError(name[:64], "holds a number that is not finite or over 64 bits")
+    check_generation(fields, max_n)
+    parameters = fields.get("sampling_params")
+    if isinstance(parameters, dict):
+        check_generation(parameters, max_n)
+    if path.endswith("/inference/v1/generate") and fields.get("features") is not None:
+        raise FieldError(
+            "features", "is not accepted: media of this model are processed where they are served"
+        )
+
+
+def _fits(value: Any) -> bool:
+    """Whether all numbers are finite, and integers such as can be sent to the engine."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, float) and not math.isfinite(item):
+            return False
+        if isinstance(item, int) and not -(2**63) <= item < 2**64:
+            return False
+        if isinstance(item, list):
+            waiting.extend(item)
+        elif isinstance(item, dict):
+            waiting.extend(item.values())
+    return True
+
+
+def _is_json(scope: Scope) -> bool:
+    types = [value for name, value in scope["headers"] if name == b"content-type"]
+    return not types or any(b"json" in value.lower() for value in types)
+
+
+async def _read(receive: Receive) -> tuple[list[Message], bytes]:
+    messages: list[Message] = []
+    while not messages or messages[-1].get("more_body"):
+        messages.append(await receive())
+    return messages, b"".join(message.get("body", b"") for message in messages)
+
+
+def _replay(messages: list[Message], receive: Receive) -> Receive:
+    waiting = iter(messages)
+
+    async def again() -> Message:
+        return next(waiting, None) or await receive()
+
+    return again
+
+
+def _max_n(scope: Scope) -> int:
+    config = scope["app"].state.vllm_config.model_config
+    return Settings.of(config).engine.max_n
+
+
+async def _refuse(send: Send, message: str, field: str) -> None:
+    error = {"message": message, "type": "BadRequestError", "param": field, "code": 400}
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})
+
+
+# -- where all routes meet ----------------------------------------------------------------------
+
+
+def _validate_structured_outputs(self: SamplingParams, *args: Any, **kwargs: Any) -> None:
+    if self.structured_outputs is not None:
+        try:
+            check_constraint("structured_outputs", asdict(self.structured_outputs), Costs())
+        except FieldError as error:
+            raise VLLMValidationError(str(error), parameter=error.field) from None
+    _original_structured(self, *args, **kwargs)
+
+
+async def _render_cmpl_async(self: BaseRenderer, *args: Any, **kwargs: Any) -> Any:
+    prompts = await _original_render(self, *args, **kwargs)
+    refuse_media_tokens(prompts, self.tokenizer, "prompt")
+    return prompts
+
+
+async def _build_scoring_prompts(
+    self: ServingGenerativeScoring, request: Any, tokenizer: Any, *args: Any, **kwargs: Any
+) -> Any:
+    prompts, counts = await _original_scoring(self, request, tokenizer, *args, **kwargs)
+    refuse_media_tokens(prompts, tokenizer, "items")
+    return prompts, counts
+
+
+def _generate(
+    self: AsyncLLM, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any
+) -> AsyncGenerator[RequestOutput, None]:
+    results = _original_generate(self, prompt, sampling_params, *args, **kwargs)
+    if getattr(sampling_params, "structured_outputs", None) is None:
+        return results
+    return _explained(results)
+
+
+async def _explained(
+    results: AsyncGenerator[RequestOutput, None],
+) -> AsyncGenerator[RequestOutput, None]:
+    """The outputs of a request, until its grammar fails.
+
+    Raises:
+        VLLMValidationError: says why (HTTP 400).
+    """
+    async with aclosing(results):
+        async for result in results:
+            for output in result.outputs:
+                if output.finish_reason == "error" and isinstance(output.stop_reason, str):
+                    raise VLLMValidationError(
+                        f"The schema or grammar of the answer {output.stop_reason}.",
+                        parameter="structured_outputs",
+                    )
+            yield result
+
+
+PATCHES: tuple[Patch, ...] = (
+    (SamplingParams, "_validate_structured_outputs", _validate_structured_outputs),
+    (BaseRenderer, "render_cmpl_async", _render_cmpl_async),
+    (ServingGenerativeScoring, "_build_prompts", _build_scoring_prompts),
+    (AsyncLLM, "generate", _generate),
+)
+"""Installed by `server_patches.py`."""

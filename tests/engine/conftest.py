@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from ep_serve.demo import MODEL
 from ep_serve.engine.process import ServerProcess
 from tests.engine.client import Client
 from tests.goldens import CHECKPOINT
@@ -22,14 +24,17 @@ EXACT = ("--dtype", "float32", "--enforce-eager")
 
 @contextmanager
 def serving(
-    factory: pytest.TempPathFactory, *options: str, environment: dict[str, str] | None = None
+    factory: pytest.TempPathFactory,
+    *options: str,
+    environment: dict[str, str] | None = None,
+    checkpoint: Path = CHECKPOINT,
 ) -> Iterator[Client]:
-    """A server on the goldens' checkpoint and a client for it."""
-    if not CHECKPOINT.is_dir():
+    """A server on the goldens' checkpoint, or another, and a client for it."""
+    if not checkpoint.is_dir():
         pytest.skip(f"the reference numbers are not at {CHECKPOINT.parent}")
     log = factory.mktemp("server") / "log"
     with ServerProcess(
-        CHECKPOINT,
+        checkpoint,
         [*PIXELS, *EXACT, "--served-model-name", "golden", *options],
         log=log,
         environment={"HF_HUB_OFFLINE": "1", **(environment or {})},
@@ -37,22 +42,36 @@ def serving(
         yield Client(process)
 
 
+PLAIN = (
+    *("--max-model-len", "2048"),
+    *("--max-full-tokens", "6000"),
+    *("--block-size", "32"),
+    *("--kv-cache-memory-bytes", str(256 << 20)),
+    *("--limit-mm-per-prompt", '{"video": 2, "audio": 2, "image": 2}'),
+    *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
+    # Random weights would fill a JSON answer with white space up to its limit.
+    *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
+    "--enable-prompt-tokens-details",
+)
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """The plain server: prompts in one piece, room for many requests."""
-    with serving(
-        tmp_path_factory,
-        *("--max-model-len", "2048"),
-        *("--max-full-tokens", "6000"),
-        *("--block-size", "32"),
-        *("--kv-cache-memory-bytes", str(256 << 20)),
-        *("--limit-mm-per-prompt", '{"video": 2, "audio": 2, "image": 2}'),
-        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
-        # Random weights would fill a JSON answer with white space up to its limit.
-        *("--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}'),
-        "--enable-prompt-tokens-details",
-    ) as client:
+    with serving(tmp_path_factory, *PLAIN) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def any_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Client]:
+    """The plain server, on the embedded model where the goldens' checkpoint is absent."""
+    if CHECKPOINT.is_dir():
+        yield request.getfixturevalue("server")
+    else:
+        with serving(tmp_path_factory, *PLAIN, checkpoint=MODEL) as client:
+            yield client
 
 
 @pytest.fixture(scope="module")

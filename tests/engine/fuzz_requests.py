@@ -266,7 +266,7 @@ def media() -> list[dict[str, Any]]:
         audio(make_wav(0.001)),
         image(make_image(56, 56)),
         image(b"x"),
-        {"type": "video_url", "video_url": {"url": "http://127.0.0.1:9/x.mp4"}},
+        {"type": "video_url", "video_url": {"url": "file:///etc/passwd"}},
         {"type": "image_url", "image_url": None, "uuid": "unknown"},
         {"type": "image_url"},
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
@@ -11,6 +13,8 @@ import pytest
 import torch
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import RequestStatus
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from ep_serve.contract.errors import FieldError
@@ -18,6 +22,7 @@ from ep_serve.contract.media_tokens import MEDIA_TOKENS
 from ep_serve.engine import grammar_guard, request_limits
 from ep_serve.engine.grammar_guard import WatchedGrammar
 from ep_serve.engine.media_tokens import count_media_tokens, refuse_media_tokens
+from ep_serve.engine.scheduler import ReducingScheduler
 from ep_serve.layout import PlaceholderError
 from tests.clips import make_clip, make_image
 from tests.engine.client import MODEL, Client, image, text, user, video
@@ -142,6 +147,20 @@ def test_a_grammar_that_takes_too_long_ends_its_request() -> None:
     grammar.fill_bitmask(torch.zeros(1, 3, dtype=torch.int32), 0)
     assert not grammar.accept_tokens("r", [7])
     assert "for one token after 0 tokens" in str(grammar.failure)
+
+
+def test_a_grammar_that_nobody_waits_for_any_more_is_not_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waiting: Future[Any] = Future()
+    ended = [
+        SimpleNamespace(structured_output_request=SimpleNamespace(_grammar=waiting)),
+        SimpleNamespace(structured_output_request=None),
+    ]
+    monkeypatch.setattr(Scheduler, "finish_requests", lambda self, *args: ended)
+    scheduler = object.__new__(ReducingScheduler)
+    assert scheduler.finish_requests(["r"], RequestStatus.FINISHED_ABORTED) == ended
+    assert waiting.cancelled()
 
 
 # -- at a server --------------------------------------------------------------------------------
@@ -282,6 +301,14 @@ def test_a_grammar_that_leads_nowhere_is_the_clients_error(
     assert error["param"] == "structured_outputs"
     assert "allows nothing after 1 tokens" in error["message"]
     assert healthy(server)
+
+
+@pytest.mark.engine
+def test_a_grammar_that_cannot_be_compiled_is_the_clients_error(server: Client) -> None:
+    schema = {"type": "string", "minLength": -1, "maxLength": 1}
+    response = post(server, "chat/completions", {"structured_outputs": {"json": schema}})
+    assert response.status_code == 400, response.text
+    assert "cannot be compiled" in response.json()["error"]["message"]
 
 
 @pytest.mark.engine

@@ -158,6 +158,23 @@ async def test_one_content_with_names_of_two_tenants_outlives_the_larger_one(
     assert store.used_bytes == on_disk(tmp_path) == 3_000
 
 
+async def test_media_of_a_tenant_that_grow_side_by_side_are_not_all_refused(tmp_path: Path) -> None:
+    store = await opened(tmp_path, quota_bytes=400_000)
+    async with AsyncExitStack() as stack:
+        uploads = [await stack.enter_async_context(store.receive("a")) for _ in range(9)]
+        refused: dict[int, int] = {}
+        for _ in range(4):
+            for number, upload in enumerate(uploads):
+                if number not in refused:
+                    try:
+                        await upload.write(b"a" * 10_000)
+                    except ApiError as error:
+                        refused[number] = error.status
+        assert set(refused.values()) == {429}
+        assert 0 not in refused
+        await uploads[0].commit()
+
+
 async def test_a_tenant_takes_no_more_room_for_media_in_use_than_it_leaves(
     tmp_path: Path,
 ) -> None:

@@ -24,6 +24,10 @@ class InUse:
         """Bytes that a tenant uses; what several tenants use counts for each of them."""
         return self._tenants[tenant]
 
+    def oldest(self, name: str, tenant: str) -> bool:
+        """Whether the tenant uses nothing that it began to use before this."""
+        return next((used for used, users in self._users.items() if tenant in users), name) == name
+
     def hold(self, name: str, tenant: str) -> None:
         """Let a medium stay until `release` is called as often."""
         users = self._users.setdefault(name, Counter())

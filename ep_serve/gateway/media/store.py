@@ -218,7 +218,8 @@ class Store:
         is in use fits beside the files, or takes some spare room if files fill the quota.
 
         Raises:
-            ApiError: 503 if there is no room, 429 if the tenant uses more than it leaves free.
+            ApiError: 503 if there is no room, 429 if the tenant uses more than it leaves free; its
+                oldest is not refused for that, or media that grow side by side would all be.
         """
         self._index.reserve(nbytes)
         upload.reserved += nbytes
@@ -228,7 +229,8 @@ class Store:
         free = most - self._in_use.nbytes
         if free < 0:
             raise storage_full()
-        if upload.tenant and self._in_use.of(upload.tenant) - upload.reserved > free:
+        others = self._in_use.of(upload.tenant) - upload.reserved
+        if upload.tenant and others > free and not self._in_use.oldest(upload.name, upload.tenant):
             raise ApiError(
                 429, "Too many media of this client at once.", code="overloaded", retry_after=2
             )

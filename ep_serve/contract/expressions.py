@@ -168,7 +168,9 @@ def _repeated(body: Shape, low: int, high: int | None) -> Shape:
         return again
     if low == 0 or not body.solid:
         return _optional(again)
-    return replace(again, after=again.after + 1, adjacent=max(again.adjacent, again.after + 1))
+    # A literal that repeats separates nothing: `(a{1,99}){1,99}` reads a text in many ways.
+    after = again.after + 1
+    return replace(again, fixed=False, after=after, adjacent=max(again.adjacent, after))
 
 
 class Reader:

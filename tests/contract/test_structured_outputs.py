@@ -141,6 +141,8 @@ REFUSED: dict[str, tuple[str, Any, str]] = {  # field, value, what the message s
     "bounded parts": ("regex", "[a-z]{0,5}" * 32, "parts"),
     "a repeated optional part": ("regex", "([a-z]?){64}", "parts"),
     "a loop in a loop": ("regex", "(([a-z]*)*)*", "parts"),
+    "a counted loop in another": ("regex", "(a{1,99}){1,99}", "parts"),
+    "a loop in a counted loop": ("regex", "(a+){1,9999}", "parts"),
     "groups": ("regex", "(" * 100 + "a" + ")" * 100, "nests groups"),
     "an open group": ("regex", "(a", "parenthesis"),
     "a closed group": ("regex", "a)", "parenthesis"),

@@ -59,7 +59,6 @@ class JsonBody:
         self._max_text_bytes = max_text_bytes
         self._max_values = max_values
         self._media_keys = media_keys
-        self._name = secrets.token_hex(16)
         self._text = bytearray()
         self._depth = 0
         self._cut_escape = b""
@@ -126,12 +125,13 @@ class JsonBody:
         return body
 
     def _read_structure(self, data: bytes, position: int) -> int:
-        end = _end(_SHORT_STRINGS, data, position)
-        if end > position:  # the usual case, many strings at once
+        end = data.find(b'"', position)
+        if end >= 0:
+            end = _end(_SHORT_STRINGS, data, position)
             self._count(_STRING.sub(b"", data[position:end]))
             self._text += data[position:end]
             position = end
-        end = data.find(b'"', position)
+            end = data.find(b'"', position)
         if end < 0:
             end = len(data)
         self._count(data[position:end])
@@ -196,7 +196,7 @@ class JsonBody:
     def _close_string(self) -> None:
         assert self._start is not None
         if self._medium is not None:
-            name = f"{self._name}-{len(self.media)}"
+            name = secrets.token_hex(16)  # no client can guess it
             self._medium.close()
             self.media[name], self._medium = self._medium, None
             self._text += name.encode()

@@ -228,9 +228,9 @@ async def watched(
                 ) as session,
                 session.request(method, url + path, **more) as answer,
             ):
-                await answer.read()
+                text = await answer.text()
             if answer.status != 200:
-                times.failed.append(str(answer.status))
+                times.failed.append(f"{answer.status} {text[:300]}")
         except (aiohttp.ClientError, TimeoutError) as error:
             times.failed.append(type(error).__name__)
         times.seconds.append(time.monotonic() - began)

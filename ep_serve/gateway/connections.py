@@ -9,6 +9,7 @@ no redirects, no compression, no upgrades, one request at a time on a connection
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -28,6 +29,10 @@ SMALL = 64 * 2**10
 """Bodies up to this are copied behind their head: one write costs less than two."""
 HIGH_WATER = 2**20
 """Bytes that wait to be read before the engine has to wait."""
+
+_LOCAL_ERRORS = frozenset(
+    {errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+)
 
 Sink = Callable[[bytes, bool], None]
 """Takes a piece of a body, and whether it is the last one."""
@@ -271,6 +276,11 @@ class Connections:
         before = asyncio.get_running_loop().time() - older_than_s
         while self._idle and self._idle[0][0] <= before:
             self._idle.popleft()[1].abort()
+
+
+def is_local(error: Exception) -> bool:
+    """Whether a connection was not made for want of something on this machine."""
+    return getattr(error, "errno", None) in _LOCAL_ERRORS
 
 
 def request_head(target: str, headers: Mapping[str, str], length: int) -> bytes:

@@ -19,7 +19,7 @@ import pydantic_core
 from starlette.responses import Response
 
 from ep_serve.gateway.circuit import Outcome
-from ep_serve.gateway.connections import BrokenAnswerError, Connection
+from ep_serve.gateway.connections import BrokenAnswerError, Connection, is_local
 from ep_serve.gateway.errors import ApiError
 from ep_serve.gateway.quarantine import Quarantine, not_now
 from ep_serve.gateway.sse import DATA, Events, EventTooLargeError, error_event
@@ -89,7 +89,7 @@ class _FailedError(Exception):
     @property
     def taken(self) -> bool:
         """Whether the engine had the request."""
-        return self.reason not in ("busy", "unreachable")
+        return self.reason not in ("busy", "unreachable", "no_socket")
 
 
 @dataclass(slots=True)
@@ -184,7 +184,7 @@ class Relay:
         logger.warning(
             "attempt failed: %s", reason, extra={"upstream": upstream.name, "attempt": attempt}
         )
-        if reason == "busy":
+        if reason in ("busy", "no_socket"):
             return None
         dead = self._upstreams.inquire(upstream)
         if reason == "unreachable":
@@ -213,8 +213,10 @@ class Relay:
             except TimeoutError:
                 error = ApiError(504, "The engine did not answer in time.", code="upstream_timeout")
                 raise _FailedError(error, "timeout") from None
-            except (OSError, BrokenAnswerError):
+            except (OSError, BrokenAnswerError) as failure:
                 reason = "unreachable" if connection is None else "broken"
+                if connection is None and is_local(failure):
+                    reason = "no_socket"
                 error = ApiError(502, "The engine could not be reached.", code="upstream_error")
                 raise _FailedError(error, reason) from None
             except (EngineError, EventTooLargeError):

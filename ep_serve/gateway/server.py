@@ -116,7 +116,7 @@ async def serve(settings: GatewaySettings) -> None:
     Raises:
         SettingsError: a port or a folder cannot be used.
     """
-    _allow_open_files(settings.request.max_connections)
+    settings = _with_open_files(settings)
     async with running(settings) as now:
         # What lives now stays. Requests leave no cycles behind, and looking for some after every
         # few hundred objects was a tenth of the work.
@@ -181,14 +181,25 @@ def _base_url(settings: GatewaySettings, internal: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{internal.getsockname()[1]}"
 
 
-def _allow_open_files(max_connections: int) -> None:
-    """Raise the process's limit on open files to what its connections need, as far as allowed."""
-    wanted = 2 * max_connections + OTHER_FILES  # to clients, and to engines
+def _with_open_files(settings: GatewaySettings) -> GatewaySettings:
+    """Raise the process's limit on open files to what its connections need, as far as allowed.
+
+    If that is not far enough, `max_connections` becomes what fits: a gateway without free files
+    could reach no engine.
+    """
+    connections = settings.request.max_connections
+    wanted = 2 * connections + OTHER_FILES  # to clients, and to engines
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-        if allowed < wanted:
-            logger.warning(
-                "request.max_connections needs %d open files, and %d are allowed", wanted, allowed
-            )
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return settings
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed == wanted:
+        return settings
+    fitting = max((allowed - OTHER_FILES) // 2, allowed // 4)
+    logger.warning(
+        "request.max_connections is %d instead of %d, which needs %d open files; %d are allowed",
+        *(fitting, connections, wanted, allowed),
+    )
+    request = settings.request.model_copy(update={"max_connections": fitting})
+    return settings.model_copy(update={"request": request})

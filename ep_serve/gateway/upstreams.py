@@ -15,7 +15,7 @@ import pydantic_core
 from yarl import URL
 
 from ep_serve.gateway.circuit import Circuit
-from ep_serve.gateway.connections import KEEPALIVE_S, Connections, request_head
+from ep_serve.gateway.connections import KEEPALIVE_S, Connections, is_local, request_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 UNHEALTHY_AFTER = 2
 """Failed health checks in a row."""
+MAX_LAG_S = 0.5
+"""How late the event loop may be with a health check whose time-out counts."""
 BUSY = frozenset({429, 503})
 """Statuses of an engine that takes no more requests for now."""
 MAX_BODY = 2**20
@@ -224,8 +226,8 @@ class Upstreams:
                 dead = not await self._health(upstream)
         except TimeoutError:
             return False
-        except (aiohttp.ClientError, OSError):
-            dead = True
+        except (aiohttp.ClientError, OSError) as error:
+            dead = not is_local(error)
         if dead:
             upstream.found_dead()
             self._note(upstream, "down")
@@ -238,16 +240,19 @@ class Upstreams:
 
     async def _check(self, upstream: Upstream) -> None:
         before, available = upstream.healthy, upstream.available
+        since = asyncio.get_running_loop().time()
         upstream.connections.close_idle()
         reason = "its /health fails"
         try:
             async with asyncio.timeout(self._settings.health_timeout_s):
                 healthy = await self._health(upstream)
-            if healthy:
-                reason = "its /v1/models fails"
-                async with asyncio.timeout(self._settings.health_timeout_s):
+                if healthy:
+                    reason = "its /v1/models fails"
                     upstream.models = await self._models(upstream)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            if self._is_own_fault(error, since):
+                logger.warning("no health check", extra={"upstream": upstream.name}, exc_info=error)
+                return
             healthy, reason = False, f"{reason}: {type(error).__name__}"
         upstream.checked(healthy)
         if before != upstream.healthy:
@@ -260,6 +265,13 @@ class Upstreams:
         self._show(upstream)
         if upstream.available and not available:
             self.changed()
+
+    def _is_own_fault(self, error: Exception, since: float) -> bool:
+        """Whether this process, not the engine, was short of sockets or of time."""
+        if isinstance(error, TimeoutError):
+            late = asyncio.get_running_loop().time() - since
+            return late > self._settings.health_timeout_s + MAX_LAG_S
+        return is_local(error)
 
     async def _models(self, upstream: Upstream) -> dict[str, dict[str, Any]] | None:
         """Its models by name; None if it does not tell."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -184,6 +186,28 @@ async def test_the_deadline_ends_a_stream_with_an_error_event(world: MakeWorld) 
         check_error(await w.ask(), 504, "deadline_exceeded")
         await asyncio.sleep(0.2)
         assert not engine.running
+
+
+async def no_socket(_: Any) -> bool:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+async def no_time(_: Any) -> bool:
+    time.sleep(0.7)
+    await asyncio.sleep(5)
+    return True
+
+
+@pytest.mark.parametrize("check", [no_socket, no_time])
+async def test_engines_are_not_blamed_for_what_the_gateway_lacks(
+    world: MakeWorld, monkeypatch: pytest.MonkeyPatch, check: Any
+) -> None:
+    routing = {"health_timeout_s": 0.1, "health_interval_s": 60}
+    async with world(1, routing=routing) as w:
+        monkeypatch.setattr(w.gateway.upstreams, "_health", check)
+        for _ in range(3):
+            await w.gateway.upstreams.check()
+        assert (await w.ask()).status_code == 200
 
 
 async def test_an_engine_that_comes_back_is_used_again(world: MakeWorld) -> None:

@@ -360,18 +360,20 @@ async def test_metrics_and_media_for_engines_are_read_past_silent_connections(
         assert (await w.client.get(media)).status_code == 404
 
 
-def test_a_gateway_may_open_as_many_files_as_it_has_connections() -> None:
+def test_a_gateway_may_open_as_many_files_as_its_connections_need_or_takes_fewer() -> None:
     code = """
 import resource
-from ep_serve.gateway.server import _allow_open_files
+from ep_serve.gateway.server import _with_open_files
+from ep_serve.gateway.settings import GatewaySettings
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 3_000))
 for connections in (500, 5_000):
-    _allow_open_files(connections)
-    print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    given = {"upstreams": ["http://localhost"], "request": {"max_connections": connections}}
+    settings = _with_open_files(GatewaySettings.model_validate(given))
+    print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], settings.request.max_connections)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["2024", "3000"]
-    assert "request.max_connections needs 11024 open files, and 3000 are allowed" in done.stderr
+    assert done.stdout.split() == ["2024", "500", "3000", "988"]
+    assert "request.max_connections is 988 instead of 5000" in done.stderr
 
 
 async def test_uvicorn_has_what_the_protocol_takes_from_it() -> None:

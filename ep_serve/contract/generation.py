@@ -31,6 +31,14 @@ MAX_CHARS = {"bad_words": 256, "stop": 1_024}
 """Most characters of each string in a list, or of the string."""
 MAX_PATTERN_SIZE = 64
 """Most tokens of a pattern that `repetition_detection` looks for after each token."""
+_CHECKED = frozenset(
+    {
+        *("n", "best_of", "prompt", "repetition_detection"),
+        *("structured_outputs", "response_format", "tool_choice", "tools"),
+        *MAX_ENTRIES,
+        *MAX_CHARS,
+    }
+)
 
 
 def check_generation(body: Mapping[str, Any], max_n: int) -> None:
@@ -46,6 +54,8 @@ def check_generation(body: Mapping[str, Any], max_n: int) -> None:
     Raises:
         FieldError: names the field, the limit and the value.
     """
+    if _CHECKED.isdisjoint(body):
+        return
     _check_objects(body)
     for name in ("n", "best_of"):
         _at_most(name, body.get(name), max_n)

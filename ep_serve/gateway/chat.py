@@ -117,17 +117,26 @@ class _ChatAnswer(Response):
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
     """Do the work, or stop it when the client goes away."""
-    working = asyncio.create_task(work)
+    this = asyncio.current_task()
+    assert this is not None
+    working, gone = True, False
+
+    def stop(_: asyncio.Task[None]) -> None:
+        nonlocal gone
+        if working:
+            gone = True
+            this.cancel()
+
     watching = asyncio.create_task(_disconnected(receive))
+    watching.add_done_callback(stop)
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
+        await work
+    except asyncio.CancelledError:
+        if not gone or this.uncancel():  # somebody else cancelled it
+            raise
     finally:
+        working = False
         watching.cancel()
-        if not working.done():
-            working.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
 
 
 async def _disconnected(receive: Callable[[], Awaitable[Any]]) -> None:

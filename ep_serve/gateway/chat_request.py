@@ -19,7 +19,7 @@ from ep_serve.gateway.errors import invalid
 from ep_serve.gateway.json_body import MIN_MEDIA_BYTES
 from ep_serve.gateway.json_values import Leaves, check_numbers
 from ep_serve.gateway.media.parts import MediaPart, media_parts
-from ep_serve.gateway.prompt_text import NOT_IN_PROMPT, refuse_media_tokens
+from ep_serve.gateway.prompt_text import MARKS, NOT_IN_PROMPT, refuse_media_tokens
 
 if TYPE_CHECKING:
     from ep_serve.gateway.json_body import JsonBody
@@ -55,6 +55,7 @@ class ChatRequest:
     """
 
     def __init__(self, received: JsonBody, key: Key, settings: RequestSettings) -> None:
+        marked = received.has_any(MARKS)
         body = self._body = received.parse()
         leaves = _checked_leaves(body)
         self.model = _model(body)
@@ -82,7 +83,8 @@ class ChatRequest:
                 "'file_data' must belong to a content part.",
                 code="misplaced_media",
             )
-        refuse_media_tokens(body, leaves)
+        if marked:
+            refuse_media_tokens(body, leaves)
 
     def content(self, digests: dict[str, str]) -> bytes:
         """A digest of what is asked, the same whoever asks it.

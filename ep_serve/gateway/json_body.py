@@ -10,13 +10,16 @@ import json
 import re
 import secrets
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pydantic_core
 
 from ep_serve.gateway.errors import ApiError, invalid
 from ep_serve.gateway.json_values import find_leaf, has_surrogate
 from ep_serve.gateway.media.inlined import InlinedMedium
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MAX_DEPTH = 100
 MAX_VALUES = 100_000
@@ -66,6 +69,10 @@ class JsonBody:
         """Where in the text the string begins that is being read."""
         self._may_be_medium = False
         self._medium: InlinedMedium | None = None
+
+    def has_any(self, words: Iterable[bytes]) -> bool:
+        """Whether one of the words is in the text; false once it was parsed."""
+        return any(word in self._text for word in words)
 
     @property
     def text_bytes(self) -> int:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 NOT_IN_PROMPT = frozenset({"stop", "bad_words"})
 """Fields that are compared with the answer."""
 
+MARKS = (b"|", b"\\u", b'"arguments"')
+"""One of these is in every body that `refuse_media_tokens` can refuse."""
+
 _BEFORE_CONTENT = ("name", "reasoning", "reasoning_content")
 _STRIPPED_LINE = "x-anthropic-billing-header"
 """vLLM drops the first line of a system text that begins with this."""

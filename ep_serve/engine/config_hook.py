@@ -16,6 +16,7 @@ from vllm.platforms import current_platform
 from ep_serve.checkpoint.config import ARCHITECTURE
 from ep_serve.engine import server_patches
 from ep_serve.engine.media_io import CONNECTOR
+from ep_serve.engine.request_memory import request_memory
 from ep_serve.engine.settings import Settings
 from ep_serve.engine.worker_api import CPU_WORKER, GPU_WORKER, SCHEDULER
 from ep_serve.layout import MediaTokens, build_layout
@@ -87,8 +88,9 @@ def _use_our_connector() -> None:
 
 
 def _bound_requests(vllm_config: VllmConfig, settings: Settings) -> None:
-    """Set limits of vLLM's own, where they were left at their defaults."""
+    """Set the limits of this process, and those of vLLM that were left at their defaults."""
     os.environ.setdefault("VLLM_MAX_N_SEQUENCES", str(settings.engine.max_n))
+    request_memory.limit = int(settings.engine.request_memory_gib * 2**30)
     structured = vllm_config.structured_outputs_config
     if structured.backend == "auto":
         # An engine has one backend, that of its first request: the next client's schema would be

@@ -43,8 +43,8 @@ UNDERSTATED, UNDERSTATED_S = 2, 10.0
 Beyond that they are refused: nothing waited for the memory that they take.
 """
 
-SOUND_BYTES_PER_SECOND = SAMPLE_RATE * 4 * 13
-"""Samples, and their spectrum in float32 and complex numbers."""
+SOUND_BYTES_PER_SECOND = SAMPLE_RATE * 4 * 4
+"""Samples in float32, once more with padding, and their log-mel spectrum."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import weakref
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pybase64
@@ -36,7 +38,11 @@ from ep_serve.engine.features import prepare
 from ep_serve.engine.media_budget import TokenBudget
 from ep_serve.engine.medium import DecodedMedium, EncodedMedium, Medium, Modality
 from ep_serve.engine.metrics import metrics
+from ep_serve.engine.request_memory import Share, fetching
 from ep_serve.engine.settings import OPTIONS_KEY, MediaOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CONNECTOR = "ep_serve"
 """Name of the connector in vLLM's registry (`VLLM_MEDIA_CONNECTOR`)."""
@@ -113,10 +119,13 @@ class EncodedMediaConnector(MediaConnector):
 
     async def _fetch_async(self, modality: Modality, url: str) -> EncodedMedium:
         try:
-            with metrics().timed("fetch"):
+            with metrics().timed("fetch"), _counted(url) as share:
                 medium = await self.load_from_url_async(
                     url, EncodedIO(modality), fetch_timeout=_timeout(modality)
                 )
+                if share is not None:
+                    share.take(max(0, len(medium.data) - share.nbytes))  # a local file
+                    weakref.finalize(medium, share.release)
         except Exception as error:
             raise _fetch_error(modality, error) from error
         if (options := self.media_io_kwargs.get(OPTIONS_KEY)) is not None:
@@ -124,6 +133,23 @@ class EncodedMediaConnector(MediaConnector):
                 global_thread_pool, prepare, medium, MediaOptions(**options), self._budget
             )
         return medium
+
+
+@contextmanager
+def _counted(url: str) -> Iterator[Share | None]:
+    """Count the bytes of a download as they arrive; a data URL is counted with its body."""
+    if url[:5].lower() == "data:":
+        yield None
+        return
+    share = Share()
+    token = fetching.set(share)
+    try:
+        yield share
+    except BaseException:
+        share.release()
+        raise
+    finally:
+        fetching.reset(token)
 
 
 def _timeout(modality: Modality) -> int:

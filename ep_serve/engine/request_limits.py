@@ -1,11 +1,13 @@
 """Bounds of requests, on every route of vLLM's server that generates.
 
-- `RequestLimits` (an ASGI middleware) reads the body of a request before anything else does:
-  numbers must be finite and have 64 bits, fields be within the bounds of `contract/generation.py`.
+- `RequestLimits` (an ASGI middleware) reads the body of a request before anything else does, within
+  bounds on its memory (`request_body.py`): numbers must be finite and have 64 bits, fields be
+  within the bounds of `contract/generation.py`.
 - `SamplingParams._validate_structured_outputs`: what binds an answer is checked once more, where
   all routes meet: vLLM makes some of it itself, of tools.
 - `BaseRenderer.render_cmpl_async`, `ServingGenerativeScoring._build_prompts`: rendered prompts are
   searched for media tokens; `openai_patch.py` does so with those of chats.
+- `vllm.connections._append_chunk`: the bytes of downloads are counted (`request_memory.py`).
 - `AsyncLLM.generate`: why a grammar failed (`grammar_guard.py`) is told as a client's error.
 
 The others are patches (see `server_patches.py`), because vLLM has no hook there.
@@ -13,16 +15,19 @@ The others are patches (see `server_patches.py`), because vLLM has no hook there
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import asdict
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import pydantic_core
+from vllm import connections
 from vllm.entrypoints.generate.generative_scoring.serving import ServingGenerativeScoring
-from vllm.exceptions import VLLMValidationError
+from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.renderers.base import BaseRenderer
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -32,12 +37,14 @@ from ep_serve.contract.generation import check_generation
 from ep_serve.contract.json_schemas import Costs
 from ep_serve.contract.structured_outputs import check_constraint
 from ep_serve.engine.media_tokens import refuse_media_tokens
+from ep_serve.engine.request_body import RequestBody
+from ep_serve.engine.request_memory import RequestMemory, fetching, request_memory
 from ep_serve.engine.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
     from vllm.outputs import RequestOutput
 
     from ep_serve.engine.server_patches import Patch
@@ -45,7 +52,17 @@ if TYPE_CHECKING:
 _original_structured = SamplingParams._validate_structured_outputs
 _original_render = BaseRenderer.render_cmpl_async
 _original_scoring = ServingGenerativeScoring._build_prompts
+_original_append_chunk = connections._append_chunk
 _original_generate = AsyncLLM.generate
+
+DISCARD_SECONDS = 5
+"""What is left of a body that was refused is read for so long at most."""
+
+_TYPES = {
+    HTTPStatus.BAD_REQUEST: "BadRequestError",
+    HTTPStatus.SERVICE_UNAVAILABLE: "ServiceUnavailableError",
+}
+"""Types of errors, as vLLM's server names them."""
 
 _MAY_BE_TOO_LARGE = re.compile(rb"NaN|Infinity|\d{19}|\d[eE]\+?\d{3}")
 """Found in every JSON text with a number that is not finite or has over 64 bits, and in others."""
@@ -55,23 +72,40 @@ _MAY_BE_TOO_LARGE = re.compile(rb"NaN|Infinity|\d{19}|\d[eE]\+?\d{3}")
 
 
 class RequestLimits:
-    """Refuse bodies that are not JSON, hold numbers that are not finite, or exceed a bound."""
+    """Refuse bodies that take too much memory, are not JSON, or exceed another bound."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, memory: RequestMemory = request_memory) -> None:
         self.app = app
+        self._memory = memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or not _is_json(scope):
+        if scope["type"] != "http" or scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
-        messages, body = await _read(receive)
+        body = RequestBody(self._memory)
         try:
-            if body:
-                check_body(scope["path"], body, _max_n(scope))
-        except FieldError as error:
-            await _refuse(send, str(error), error.field)
-        else:
-            await self.app(scope, _replay(messages, receive), send)
+            try:
+                await self._check(body, scope, receive)
+            except FieldError as error:
+                await _refuse(send, HTTPStatus.BAD_REQUEST, str(error), error.field)
+            except GracefulHTTPError as error:
+                body.release()
+                await _refuse(send, error.http_status, str(error), unread=receive)
+            else:
+                await self.app(scope, body.replayed(receive), send)
+        finally:
+            body.release()
+
+    async def _check(self, body: RequestBody, scope: Scope, receive: Receive) -> None:
+        """Read and check the body.
+
+        Raises:
+            FieldError: names the field, the limit and the value (HTTP 400).
+            GracefulHTTPError: it takes too much memory (HTTP 413 or 503).
+        """
+        data = await body.read(scope, receive)
+        if data and _is_json(scope):
+            check_body(scope["path"], data, _max_n(scope))
 
 
 def check_body(path: str, body: bytes, max_n: int) -> None:
@@ -126,32 +160,45 @@ def _is_json(scope: Scope) -> bool:
     return not types or any(b"json" in value.lower() for value in types)
 
 
-async def _read(receive: Receive) -> tuple[list[Message], bytes]:
-    messages: list[Message] = []
-    while not messages or messages[-1].get("more_body"):
-        messages.append(await receive())
-    return messages, b"".join(message.get("body", b"") for message in messages)
-
-
-def _replay(messages: list[Message], receive: Receive) -> Receive:
-    waiting = iter(messages)
-
-    async def again() -> Message:
-        return next(waiting, None) or await receive()
-
-    return again
-
-
 def _max_n(scope: Scope) -> int:
     config = scope["app"].state.vllm_config.model_config
     return Settings.of(config).engine.max_n
 
 
-async def _refuse(send: Send, message: str, field: str) -> None:
-    error = {"message": message, "type": "BadRequestError", "param": field, "code": 400}
-    headers = [(b"content-type", b"application/json")]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})
+async def _refuse(
+    send: Send,
+    status: HTTPStatus,
+    message: str,
+    field: str | None = None,
+    unread: Receive | None = None,
+) -> None:
+    """Answer with an error; `unread` is where the rest of the body comes from."""
+    error = {"message": message, "type": _TYPES.get(status, status.phrase), "param": field}
+    content = json.dumps({"error": {**error, "code": status.value}}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(content)).encode()),
+    ]
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers.append((b"retry-after", b"1"))
+    if unread is not None:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status.value, "headers": headers})
+    await send({"type": "http.response.body", "body": content, "more_body": True})
+    if unread is not None:
+        await _discard(unread)
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _discard(receive: Receive) -> None:
+    """Read on for a while: most clients look for an answer once they have sent all.
+
+    A connection that is closed amid a body is reset, and the answer may be lost.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            while (await receive()).get("more_body"):
+                pass
 
 
 # -- where all routes meet ----------------------------------------------------------------------
@@ -178,6 +225,13 @@ async def _build_scoring_prompts(
     prompts, counts = await _original_scoring(self, request, tokenizer, *args, **kwargs)
     refuse_media_tokens(prompts, tokenizer, "items")
     return prompts, counts
+
+
+def _append_chunk(chunks: list[bytes], chunk: bytes, *args: Any) -> int:
+    if (share := fetching.get()) is not None:
+        share.take(len(chunk))
+    received: int = _original_append_chunk(chunks, chunk, *args)
+    return received
 
 
 def _generate(
@@ -212,6 +266,7 @@ PATCHES: tuple[Patch, ...] = (
     (SamplingParams, "_validate_structured_outputs", _validate_structured_outputs),
     (BaseRenderer, "render_cmpl_async", _render_cmpl_async),
     (ServingGenerativeScoring, "_build_prompts", _build_scoring_prompts),
+    (connections, "_append_chunk", _append_chunk),
     (AsyncLLM, "generate", _generate),
 )
 """Installed by `server_patches.py`."""

@@ -178,7 +178,7 @@ def test_frames_much_larger_than_the_header_states_are_refused() -> None:
 def test_decoding_waits_for_memory(
     make_processor: Callable[..., MediaProcessor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    processor = make_processor(10_000, 0.001)
+    processor = make_processor(10_000, 0.0004)  # no two sounds at once
     running: list[int] = []
     decode = processor._decoder.decode
 

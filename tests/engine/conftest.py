@@ -5,6 +5,7 @@ Those that one module needs end with it, so that few are alive at a time: each t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,11 @@ def serving(
         yield Client(process)
 
 
+MEMORY_GIB = {"decode_memory_gib": 1.0, "media_cache_gib": 0.125, "request_memory_gib": 0.5}
+"""Of the API process of the plain server."""
+
 PLAIN = (
+    *("--additional-config", json.dumps({"ep_serve": MEMORY_GIB})),
     *("--max-model-len", "2048"),
     *("--max-full-tokens", "6000"),
     *("--block-size", "32"),

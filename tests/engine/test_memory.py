@@ -78,7 +78,7 @@ def files() -> Iterator[tuple[Modality, bytes, dict[str, Any]]]:
         yield modality, make(), options
     named: dict[str, Modality] = {"_video": "video", "_sound": "audio", "_image": "image"}
     assert set(named.values()) == set(get_args(Modality))
-    for decode, make, *_ in [*HOSTILE.values(), *GOOD]:
+    for decode, make in [*((case[0], case[1]) for case in HOSTILE.values()), *GOOD]:
         yield named[decode.__name__], make(), {}
 
 

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
 REQUEST_SHARE = 4
 """One request may take this part of the memory for all."""
-COPIES = 4
-"""How often a body is in memory while it is read: bytes, text, data URLs, files."""
+COPIES = 5
+"""How often a body is in memory: bytes, text, data URLs, files.
+
+Four while a request with a large data URL runs, one more while it is parsed.
+"""
 VALUE_BYTES = 128
 """What a value of JSON takes in Python, besides its text."""
 

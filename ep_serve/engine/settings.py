@@ -116,7 +116,7 @@ class EngineSettings(BaseModel):
     request_memory_gib: float = Field(default=4.0, gt=0)
     """Memory for request bodies and the media fetched from their URLs, in the API process.
 
-    One request may take a quarter of it (HTTP 413); a body counts four times. Requests beyond all
+    One request may take a quarter of it (HTTP 413); a body counts five times. Requests beyond all
     of it are refused (HTTP 503).
     """
     max_media_seconds: float = Field(default=1800.0, gt=0)

@@ -34,10 +34,15 @@ class FairStart:
         self._waiting: OrderedDict[Hashable, deque[Callable[[], None]]] = OrderedDict()
         self._started = 0
 
-    def start(self, sender: Hashable, action: Callable[[], None]) -> None:
-        """Call `action`, now or in one of the next turns."""
+    def start(self, sender: Callable[[], Hashable], action: Callable[[], None]) -> None:
+        """Call `action`, now or in one of the next turns.
+
+        Args:
+            sender: names who sends it, and is called only if somebody has to wait.
+            action: starts the request.
+        """
         if self._started == STARTS or self._waiting:
-            self._waiting.setdefault(sender, deque()).append(action)
+            self._waiting.setdefault(sender(), deque()).append(action)
             return
         if not self._started:
             asyncio.get_running_loop().call_soon(self._next_turn)
@@ -68,16 +73,23 @@ class ClientConnections:
         max_head_bytes: request line and headers of a request, and the framing around its body.
         head_timeout_s: until a head is complete.
         refused: counts what was refused, by reason.
+        tenant_of: the tenant that an Authorization header belongs to, or None.
     """
 
     def __init__(
-        self, max_connections: int, max_head_bytes: int, head_timeout_s: float, refused: Counter
+        self,
+        max_connections: int,
+        max_head_bytes: int,
+        head_timeout_s: float,
+        refused: Counter,
+        tenant_of: Callable[[str | None], str | None],
     ) -> None:
         self.max_connections = max_connections
         self.max_head_bytes = max_head_bytes
         self.head_timeout_s = head_timeout_s
         self.queued_bytes = 0
         self.requests = FairStart()
+        self.tenant_of = tenant_of
         self._refused = refused
         self._fresh: OrderedDict[Closable, float] = OrderedDict()
         self._idle: OrderedDict[Closable, float] = OrderedDict()

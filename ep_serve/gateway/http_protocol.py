@@ -248,10 +248,17 @@ class HttpProtocol(HttpToolsProtocol):
         self._disarm()
         self.clients.forget(self)
         self._running = cycle
-        # Who sends it: an address, which may be that of a proxy, and a key, which is not checked.
+        self.clients.requests.start(partial(self._sender, cycle), partial(self._run, cycle))
+
+    def _sender(self, cycle: Cycle) -> tuple[str | None, str | None]:
+        """Who sends a request: an address, which may be that of a proxy, and the tenant.
+
+        Keys that are not valid do not count, or each would have a turn of its own.
+        """
         keys = (value for name, value in cycle.scope["headers"] if name == b"authorization")
-        sender = (self.client and self.client[0], next(keys, None))
-        self.clients.requests.start(sender, partial(self._run, cycle))
+        key = next(keys, None)
+        tenant = self.clients.tenant_of(None if key is None else key.decode("latin-1"))
+        return self.client and self.client[0], tenant
 
     def _run(self, cycle: Cycle) -> None:
         if cycle.disconnected:

@@ -146,6 +146,13 @@ class KeyRing:
             raise ApiError(401, "The API key is not valid.", code="invalid_api_key")
         return found
 
+    def tenant_of(self, authorization: str | None) -> str | None:
+        """The tenant whose key an `Authorization` header has, or None."""
+        try:
+            return self.authenticate(authorization).owner
+        except ApiError:
+            return None
+
     def reload_if_changed(self) -> None:
         """Read the file again if it changed; one that makes no sense changes nothing."""
         if self._file is None:

@@ -21,8 +21,9 @@ from starlette.responses import Response
 from ep_serve.gateway.circuit import Outcome
 from ep_serve.gateway.connections import BrokenAnswerError, Connection, is_local
 from ep_serve.gateway.errors import ApiError
+from ep_serve.gateway.json_answer import JsonAnswer
 from ep_serve.gateway.quarantine import Quarantine, not_now
-from ep_serve.gateway.sse import DATA, Events, EventTooLargeError, error_event
+from ep_serve.gateway.sse import Events, EventTooLargeError, error_event, first_data
 from ep_serve.gateway.streaming import (
     BodyWriter,
     EngineError,
@@ -46,7 +47,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_ANSWER = 256 * 2**20
+MAX_HELD = 64 * 2**10
+"""Bytes of an answer that are held; a larger one is passed on as it arrives. Text is smaller, but
+log probabilities are not."""
+MAX_REFUSAL = 2**20
+"""Bytes of an engine's refusal that are read."""
+_JSON_HEADERS = [(b"content-type", b"application/json")]
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -98,9 +104,11 @@ class _Answer:
 
     status: int
     first: bytes
-    """The whole body, or the first events of a stream."""
+    """The body or the beginning of a large one, or the first events of a stream."""
     events: Events | None
     connection: Connection
+    whole: bool = True
+    """Whether `first` is the whole body."""
 
 
 class Relay:
@@ -152,14 +160,18 @@ class Relay:
                 )
                 async with span, self._asked(upstream, job) as answer:
                     rest: bytes | None
-                    if answer.events is None:
-                        rest, reason = self._complete(answer, job), ""
-                    else:
+                    streamed = answer.events is not None or not answer.whole
+                    if streamed:
                         job.body = b""
                         job.sent()
+                    if answer.events is not None:
                         rest, reason = await self._stream(answer, answer.events, job, scope, send)
+                    elif streamed:
+                        rest, reason = await self._pass_on(answer, job, scope, send)
+                    else:
+                        rest, reason = self._complete(answer, job), ""
                 outcome = await self._outcome(upstream, job, reason)
-                return answer.events is not None, rest
+                return streamed, rest
             except _FailedError as failure:
                 outcome = await self._outcome(upstream, job, failure.reason, len(avoid))
                 avoid |= {upstream.name}
@@ -243,11 +255,11 @@ class Relay:
         if status == 200 and kind.lower().startswith(b"text/event-stream"):
             return await self._first_events(connection, Events(hide_usage=job.hide_usage))
         body = bytearray()
-        while chunk := await connection.read():
+        held = MAX_HELD if status == 200 else MAX_REFUSAL
+        chunk = b""
+        while len(body) <= held and (chunk := await connection.read()):
             body += chunk
-            if len(body) > MAX_ANSWER:
-                raise _failed("too_large")
-        return _Answer(status, bytes(body), None, connection)
+        return _Answer(status, bytes(body), None, connection, whole=not chunk or status != 200)
 
     async def _first_events(self, connection: Connection, events: Events) -> _Answer:
         while data := await connection.read():
@@ -256,7 +268,7 @@ class Relay:
                 if end is None:
                     return _Answer(200, first, events, connection)
                 if end == 0 and (code := _refusal_code(first)):
-                    return _Answer(code, _first_data(first), None, connection)
+                    return _Answer(code, first_data(first), None, connection)
                 break
         raise EngineError
 
@@ -280,15 +292,8 @@ class Relay:
         writer: BodyWriter = scope["extensions"][BodyWriter.EXTENSION]
         writer.write(without(job.secrets, answer.first))
         stream = Stream(events, answer.connection, writer, job.secrets)
-        reason = ""
         try:
-            await stream.run(self._settings.idle_timeout_s)
-        except BrokenAnswerError:
-            reason = "broken_mid_stream"
-        except StalledError:
-            reason = "stalled_mid_stream"
-        except (EngineError, EventTooLargeError):
-            reason = "failed_mid_stream"
+            reason = await self._run(stream)
         except asyncio.CancelledError:
             # The deadline, or the end of this process; to a client that is gone it does nothing.
             late = ApiError(504, "The request ran out of time.", code="deadline_exceeded")
@@ -296,14 +301,52 @@ class Relay:
                 with suppress(Exception):
                     await _send(send, error_event(late), last=True)
             raise
-        except SlowClientError:
-            logger.warning("a client did not read its answer")
-            return None, "slow_client"
+        if reason == "slow_client":
+            return None, reason
         if not reason and not events.done:
             reason = "failed_mid_stream"
         if events.last_usage is not None and (chunk := _parsed(events.last_usage)):
             self._count(chunk.get("usage"), job)
         return stream.rest + (error_event(_broken_off()) if reason else b""), reason
+
+    async def _pass_on(
+        self, answer: _Answer, job: Job, scope: Scope, send: Send
+    ) -> tuple[bytes | None, str]:
+        """Send a large answer without its end; the end, and why it failed if it did.
+
+        What went wrong after its beginning shows in a connection that is cut.
+        """
+        await send({"type": "http.response.start", "status": 200, "headers": _JSON_HEADERS})
+        writer: BodyWriter = scope["extensions"][BodyWriter.EXTENSION]
+        body = JsonAnswer()
+        writer.write(body.feed(answer.first))
+        stream = Stream(body, answer.connection, writer, ())
+        try:
+            reason = await self._run(stream)
+        except asyncio.CancelledError:
+            writer.abort()
+            raise
+        if reason:
+            writer.abort()
+            await asyncio.sleep(0)  # until the server has taken note
+            return None, reason
+        self._count(body.usage, job)
+        return stream.rest, ""
+
+    async def _run(self, stream: Stream) -> str:
+        """Pass a stream on; why it failed, or empty."""
+        try:
+            await stream.run(self._settings.idle_timeout_s)
+        except BrokenAnswerError:
+            return "broken_mid_stream"
+        except StalledError:
+            return "stalled_mid_stream"
+        except (EngineError, EventTooLargeError):
+            return "failed_mid_stream"
+        except SlowClientError:
+            logger.warning("a client did not read its answer")
+            return "slow_client"
+        return ""
 
     def _count(self, usage: Any, job: Job) -> None:
         if isinstance(usage, dict):
@@ -328,16 +371,12 @@ def _client_error(answer: _Answer, job: Job) -> ApiError:
     )
 
 
-def _first_data(events: bytes) -> bytes:
-    return events[len(DATA) : events.index(b"\n\n")]
-
-
 def _refusal_code(events: bytes) -> int | None:
     """The status that a stream of nothing but an error stands for, if the client is to blame.
 
     vLLM finds some mistakes of a request only when it has promised a stream.
     """
-    body = _parsed(_first_data(events)) or {}
+    body = _parsed(first_data(events)) or {}
     error = body.get("error")
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, int) and code in _PASSED_ON else None

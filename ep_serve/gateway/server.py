@@ -140,6 +140,7 @@ def _server(app: Any, settings: GatewaySettings, gateway: Gateway) -> uvicorn.Se
         settings.request.max_header_bytes,
         settings.request.header_timeout_s,
         gateway.metrics.connections_refused,
+        gateway.keys.tenant_of,
     )
     protocol = type("Protocol", (HttpProtocol,), {"clients": clients})
     return _Server(

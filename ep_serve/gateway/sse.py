@@ -15,7 +15,7 @@ _ERROR = b'data: {"error"'
 _USAGE = b'"usage"'
 _FINISHED = b'"finish_reason":"'
 _FINGERPRINT = b'"system_fingerprint"'
-MAX_EVENT = 16 * 2**20
+MAX_EVENT = 4 * 2**20
 
 
 class EventTooLargeError(Exception):
@@ -108,6 +108,11 @@ def _only_usage(event: bytes) -> dict[str, Any] | None:
 
 def _lacks_fingerprint(event: bytes) -> bool:
     return _FINISHED in event and event.endswith(b"}") and _FINGERPRINT not in event
+
+
+def first_data(events: bytes) -> bytes:
+    """What the first of some events holds."""
+    return events[len(DATA) : events.index(b"\n\n")]
 
 
 def error_event(error: ApiError) -> bytes:

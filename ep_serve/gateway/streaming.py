@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ep_serve.gateway.connections import BrokenAnswerError, Connection
+from ep_serve.gateway.json_answer import JsonAnswer
 from ep_serve.gateway.sse import Events
 
 if TYPE_CHECKING:
@@ -60,13 +61,17 @@ class SlowClientError(Exception):
 
 
 class Stream:
-    """Passes whole events on.
+    """Passes whole events on, or the pieces of a large JSON answer.
 
     `rest` is what remains to be sent when the stream has ended: its last events.
     """
 
     def __init__(
-        self, events: Events, connection: Connection, writer: BodyWriter, secrets: tuple[bytes, ...]
+        self,
+        events: Events | JsonAnswer,
+        connection: Connection,
+        writer: BodyWriter,
+        secrets: tuple[bytes, ...],
     ) -> None:
         self.rest = b""
         self._events = events

@@ -9,6 +9,7 @@ import random
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,7 @@ from tests.gateway.raw_http import (
 pytestmark = pytest.mark.anyio
 
 KEYS: list[dict[str, Any]] = [{"name": "a"}]
+TWO_KEYS = [{"name": "a"}, {"name": "b"}]
 LAST = b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 
@@ -275,15 +277,33 @@ async def test_a_client_that_reads_nothing_is_cut_off(
 async def test_a_burst_of_requests_does_not_hold_up_other_senders() -> None:
     requests, started = FairStart(), list[str]()
     for _ in range(1_000):
-        requests.start("many", partial(started.append, "many"))
-    requests.start("one", partial(started.append, "one"))
+        requests.start(lambda: "many", partial(started.append, "many"))
+    requests.start(lambda: "one", partial(started.append, "one"))
     while "one" not in started:
         await asyncio.sleep(0)
     assert len(started) <= 3 * STARTS
     while len(started) < 1_001:
         await asyncio.sleep(0)
-    requests.start("many", partial(started.append, "many"))
+    requests.start(lambda: "many", partial(started.append, "many"))
     assert len(started) == 1_002  # at once, when nothing waits
+
+
+@pytest.mark.parametrize(("keys", "tenants"), [(TWO_KEYS, {"a", "b", None}), (None, {"anonymous"})])
+async def test_only_valid_keys_have_turns_of_their_own(
+    world: MakeWorld, monkeypatch: pytest.MonkeyPatch, keys: Any, tenants: set[str | None]
+) -> None:
+    senders = set[Any]()
+
+    def start(_: FairStart, sender: Callable[[], Any], action: Callable[[], None]) -> None:
+        senders.add(sender())
+        action()
+
+    monkeypatch.setattr(FairStart, "start", start)
+    async with world(keys=keys) as w:
+        await w.client.get("/v1/models")
+        for key in [bearer("a"), bearer("b"), *({"authorization": f"Bearer {n}"} for n in "xyz")]:
+            await w.client.get("/v1/models", headers=key)
+    assert senders == {("127.0.0.1", tenant) for tenant in tenants}
 
 
 def test_new_connections_are_accepted_in_few_turns_of_the_event_loop(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from ep_serve.gateway.errors import ApiError
@@ -21,6 +22,9 @@ from ep_serve.gateway.media.addresses import check_url, is_allowed, refused, unr
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from aiohttp.http import RawResponseMessage
+    from aiohttp.streams import StreamReader
 
     from ep_serve.gateway.settings import MediaSettings
 
@@ -30,6 +34,11 @@ PATIENCE_S = 10.0
 """How long a server may pause; time beyond what its bytes take at `SLOWEST` counts as a pause."""
 SLOWEST = 64 * 1024
 """Bytes a second."""
+MAX_INTERIM = 16
+"""Answers with a status of 1xx before the real one."""
+MAX_OVERHEAD = 512 * 1024
+"""Bytes of heads and of chunk framing, beside as many as the content has."""
+_SLICE = 64 * 1024
 
 
 class _ForbiddenAddressError(OSError):
@@ -56,6 +65,37 @@ class _Patience:
     async def __aexit__(self, *error: Any) -> None:
         self._left -= asyncio.get_running_loop().time() - self._since
         await self._timeout.__aexit__(*error)
+
+
+class _Handler(ResponseHandler):
+    """A connection that is cut when too little of what arrives is content.
+
+    aiohttp bounds a head, but neither how many interim answers (1xx) come before it nor how small
+    chunks are, and it keeps reading while nobody takes its answers.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._heads = 0
+        self._received = 0
+        self._content: StreamReader | None = None
+
+    def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data) or 1, _SLICE):  # no data lets the parser go on
+            piece = data[start : start + _SLICE]
+            self._received += len(piece)
+            super().data_received(piece)
+            content = 0 if self._content is None else self._content.total_bytes
+            if self._heads > MAX_INTERIM or self._received - 2 * content > MAX_OVERHEAD:
+                if self.transport is not None:
+                    self.transport.abort()
+                return
+
+    def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
+        """Take the head of an answer."""
+        self._heads += 1
+        self._content = data[1]
+        super().feed_data(data, size)
 
 
 class _Resolver(AbstractResolver):
@@ -109,6 +149,8 @@ class Fetcher:
             resolver=self._resolver,
             socket_factory=self._socket,
         )
+        # aiohttp has no public way to set it.
+        connector._factory = partial(_Handler, loop=asyncio.get_running_loop())
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),

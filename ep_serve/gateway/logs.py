@@ -37,3 +37,5 @@ def configure(level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("ep_serve").setLevel(level.upper())
+    # It warns of each malformed form, which clients send as fast as they can.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)

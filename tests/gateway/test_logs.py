@@ -44,6 +44,15 @@ async def test_every_line_is_json_with_the_request_id(world: MakeWorld, lines: i
     assert access["level"] == "INFO"
 
 
+async def test_a_malformed_form_is_one_line(world: MakeWorld, lines: io.StringIO) -> None:
+    async with world() as w:
+        before = len(lines.getvalue().splitlines())
+        headers = {"content-type": "multipart/form-data; boundary=b"}
+        answer = await w.client.post("/v1/files", content=b"--a\r\n", headers=headers)
+        assert answer.status_code == 400
+        assert len(lines.getvalue().splitlines()) == before + 1
+
+
 async def test_neither_media_nor_keys_nor_texts_are_logged(
     world: MakeWorld, lines: io.StringIO
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ep_serve.gateway.errors import ApiError
+from ep_serve.gateway.media import index
 from ep_serve.gateway.media.index import File
 from ep_serve.gateway.media.shared import ORPHAN_S, SharedStore
 from ep_serve.gateway.metrics import Metrics
@@ -95,6 +96,15 @@ async def test_one_gateway_serves_what_another_received(two: list[SharedStore]) 
     assert found == file
     assert await content(b, found) == large
     assert await names(b) == ["naïve \u202e?.mp4"]
+
+
+async def test_a_tenant_has_so_many_files_and_its_oldest_gives_way(
+    two: list[SharedStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "MAX_FILES", 3)
+    for number in range(5):  # of one content
+        await put(two[0], b"the same", name=str(number))
+    assert await names(two[1]) == ["4", "3", "2"]
 
 
 async def test_a_gateway_that_starts_without_a_memory_finds_everything(

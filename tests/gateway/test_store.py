@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from ep_serve.gateway.errors import ApiError
+from ep_serve.gateway.media import index
 from ep_serve.gateway.media.index import Blob, Index
 from ep_serve.gateway.media.store import Store
 from ep_serve.gateway.metrics import Metrics
@@ -130,6 +131,38 @@ async def test_the_tenant_with_the_most_bytes_gives_way(tmp_path: Path) -> None:
     assert await names("c") == 1
     assert await names("a") + await names("b") == 5
     assert store.used_bytes == on_disk(tmp_path) == 6_000
+
+
+async def test_a_tenant_has_so_many_files_and_its_oldest_gives_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "MAX_FILES", 10)
+    store = await opened(tmp_path)
+    await put(store, b"other", tenant="other")
+    for number in range(25):
+        blob = await put(store, b"the same", tenant="t")
+        await store.add_file("t", blob, f"{number}", "vision")
+    names = [file.name for file in await store.files("t", None, 1_000)]
+    assert len(names) == 10
+    assert names[0] == "24"
+    assert len(await store.files("other", None, 1_000)) == 1
+
+
+async def test_media_without_a_file_are_not_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "MAX_UNNAMED", 10)
+    store = await opened(tmp_path)
+    named = await put(store, b"named", tenant="t")
+    async with store.receive() as upload:
+        await upload.write(b"in use")
+        used = await upload.commit()
+        blobs = [await put(store, b"%d" % number) for number in range(30)]
+        there = [store.path(blob.digest).exists() for blob in blobs]
+        assert sum(there) <= 10
+        assert there[-1]
+        assert store.path(used.digest).exists()
+    assert store.path(named.digest).exists()
 
 
 async def test_a_file_that_cannot_get_room_removes_nothing(tmp_path: Path) -> None:

@@ -150,7 +150,8 @@ class Fetcher:
             socket_factory=self._socket,
         )
         # aiohttp has no public way to set it.
-        connector._factory = partial(_Handler, loop=asyncio.get_running_loop())
+        factory: partial[ResponseHandler] = partial(_Handler, loop=asyncio.get_running_loop())
+        connector._factory = factory
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),

@@ -39,6 +39,11 @@ CREATE INDEX IF NOT EXISTS files_by_digest ON files (digest);
 _NAMED = "EXISTS (SELECT 1 FROM files WHERE files.digest = blobs.digest)"
 _FILE = "files.id, digest, bytes, name, purpose, created, expires, number, tenant"
 _LAST = 1 << 63
+MAX_FILES = 10_000
+"""Files of one tenant; with more, its oldest give way. A row takes a kilobyte, however small the
+medium is, and files may all name the same one."""
+MAX_UNNAMED = 100_000
+"""Media without a file. Each takes a row, an inode and a block, however small it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,11 +281,14 @@ class Index:
         return self._stored - self.named_bytes
 
     def drop_unnamed(self, nbytes: int) -> None:
-        """Take off unnamed media until `nbytes` more fit, or until those in use are left."""
+        """Take off unnamed media until `nbytes` more fit and there are not too many, or until
+        those in use are left.
+        """
         excess = self.used + nbytes - self.quota
+        too_many = len(self._unnamed) - MAX_UNNAMED
         chosen = []
         for digest, size in self._unnamed.items():
-            if excess <= 0:
+            if excess <= 0 and len(chosen) >= too_many:
                 break
             if digest not in self._in_use:
                 chosen.append(digest)
@@ -291,7 +299,7 @@ class Index:
         """Take off files until `nbytes` more of a tenant's fit, and what others bring `beside`.
 
         The tenant with the most bytes gives way, with the files that it used least recently. So
-        nobody loses files to a tenant that has more.
+        nobody loses files to a tenant that has more. A tenant with `MAX_FILES` loses its oldest.
 
         Raises:
             ApiError: 503, if what is left is in use or belongs to tenants that have less. Then
@@ -319,6 +327,9 @@ class Index:
             if left == 1:
                 missing -= file.nbytes
         for file in chosen:
+            self.drop_file(file)
+        newest_first = "files.tenant = ? ORDER BY files.number DESC LIMIT -1 OFFSET ?"
+        for file in self._files(newest_first, tenant, MAX_FILES - 1):
             self.drop_file(file)
 
     def _oldest(self, tenant: str) -> Iterator[File]:

@@ -190,9 +190,9 @@ class SharedStore(Store):
             await self._look()
         self._shared.reserve(nbytes)
         try:
+            await self.threads.in_order(self._make_room, file.tenant, nbytes)
+            await self._erase()
             if nbytes:
-                await self.threads.in_order(self._make_room, file)
-                await self._erase()
                 await self._bucket.put(file.digest, self.path(file.digest))
             await self._bucket.put_file(file)
             await self.threads.in_order(self._note, file, nbytes)
@@ -200,10 +200,9 @@ class SharedStore(Store):
             self._shared.reserve(-nbytes)
             raise
 
-    def _make_room(self, file: File) -> None:
+    def _make_room(self, tenant: str, nbytes: int) -> None:
         self._shared.drop_unnamed(0)
-        others = self._shared.reserved - file.nbytes
-        self._shared.drop_files(file.tenant, file.nbytes, others)
+        self._shared.drop_files(tenant, nbytes, beside=self._shared.reserved - nbytes)
 
     async def _copy(self, digest: str, tenant: str) -> None:
         """Bring a blob to disk, if it is in the bucket and what its name says."""

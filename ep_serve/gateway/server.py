@@ -167,10 +167,9 @@ def _listen(host: str, port: int, setting: str) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
-    except OSError as error:
-        raise SettingsError(
-            f"{setting}: cannot listen on {host}:{port} ({error.strerror})"
-        ) from None
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a host name"
+        raise SettingsError(f"{setting}: cannot listen on {host}:{port} ({reason})") from None
     sock.set_inheritable(False)
     return sock
 

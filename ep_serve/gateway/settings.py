@@ -308,6 +308,10 @@ class GatewaySettings(BaseSettings):
                 raise ValueError("an upstream has no user, password, query or fragment")
             if (url.path or "/").rstrip("/").endswith("/v1"):
                 raise ValueError("an upstream is named without /v1")
+            try:
+                (url.host or "").encode("idna")
+            except UnicodeError:
+                raise ValueError("the host of an upstream is not a host name") from None
         return urls
 
     @model_validator(mode="after")
@@ -375,6 +379,9 @@ def _read(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise SettingsError(f"{file}: must hold settings by name, holds a {type(content).__name__}")
+    for name in content:
+        if not isinstance(name, str):
+            raise SettingsError(f"{file}: {name}: there is no such setting")
     return content
 
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from ep_serve.gateway.command import add_options, run
+from ep_serve.gateway.server import running
 from ep_serve.gateway.settings import GatewaySettings, SettingsError, load, to_yaml
 
 UPSTREAM = ["http://127.0.0.1:8000"]
@@ -96,7 +97,9 @@ def test_a_setting_that_is_given_twice_is_refused(tmp_path: Path) -> None:
         load(file)
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "\x00", "a: 2020-99-99", "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "a: [", "\x00", "a: 2020-99-99", "[" * 100_000, "1: 2", "null: 1"]
+)
 def test_a_file_that_holds_no_settings_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "g.yaml"
     file.write_text(text)
@@ -111,7 +114,7 @@ def test_a_missing_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["http://u:p@a", "http://a/v1", "http://a/?x=1", "a:8000", "file:///etc/passwd"],
+    ["http://u:p@a", "http://a/v1", "http://a/?x=1", "a:8000", "file:///x", f"http://{'a' * 64}"],
 )
 def test_an_upstream_is_a_plain_base_url(url: str) -> None:
     with pytest.raises(SettingsError, match="upstreams"):
@@ -121,6 +124,16 @@ def test_an_upstream_is_a_plain_base_url(url: str) -> None:
 def test_no_upstream_is_a_mistake() -> None:
     with pytest.raises(SettingsError, match="--upstream"):
         load(None)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("host", ["no such host", "a" * 64])
+async def test_a_host_that_is_none_is_a_sentence(tmp_path: Path, host: str) -> None:
+    options = {"upstreams": UPSTREAM, "host": host, "allow_anonymous": True, "port": 0}
+    settings = load(None, {**options, "store": {"path": tmp_path / "store"}})
+    with pytest.raises(SettingsError, match=r"^port: cannot listen on"):
+        async with running(settings):
+            pass
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "gateway.example.org"])

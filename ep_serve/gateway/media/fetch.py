@@ -36,9 +36,9 @@ SLOWEST = 64 * 1024
 """Bytes a second."""
 MAX_INTERIM = 16
 """Answers with a status of 1xx before the real one."""
-MAX_OVERHEAD = 512 * 1024
+MAX_OVERHEAD = 64 * 1024
 """Bytes of heads and of chunk framing, beside as many as the content has."""
-_SLICE = 64 * 1024
+_SLICE = 16 * 1024
 
 
 class _ForbiddenAddressError(OSError):
@@ -86,7 +86,9 @@ class _Handler(ResponseHandler):
             self._received += len(piece)
             super().data_received(piece)
             content = 0 if self._content is None else self._content.total_bytes
-            if self._heads > MAX_INTERIM or self._received - 2 * content > MAX_OVERHEAD:
+            # While reading is paused, what has arrived is not parsed.
+            overhead = 0 if self._reading_paused else self._received - 2 * content
+            if self._heads > MAX_INTERIM or overhead > MAX_OVERHEAD:
                 if self.transport is not None:
                     self.transport.abort()
                 return
@@ -150,8 +152,8 @@ class Fetcher:
             socket_factory=self._socket,
         )
         # aiohttp has no public way to set it.
-        factory: partial[ResponseHandler] = partial(_Handler, loop=asyncio.get_running_loop())
-        connector._factory = factory
+        handler: type[ResponseHandler] = _Handler
+        connector._factory = partial(handler, loop=asyncio.get_running_loop())
         self._session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),

@@ -286,7 +286,7 @@ class Index:
         """
         excess = self.used + nbytes - self.quota
         too_many = len(self._unnamed) - MAX_UNNAMED
-        chosen = []
+        chosen: list[str] = []
         for digest, size in self._unnamed.items():
             if excess <= 0 and len(chosen) >= too_many:
                 break

@@ -15,6 +15,7 @@ from vllm.platforms import current_platform
 
 from ep_serve.checkpoint.config import ARCHITECTURE
 from ep_serve.engine import server_patches
+from ep_serve.engine.media_budget import map_large_blocks
 from ep_serve.engine.media_io import CONNECTOR
 from ep_serve.engine.request_memory import request_memory
 from ep_serve.engine.settings import Settings
@@ -90,6 +91,7 @@ def _use_our_connector() -> None:
 def _bound_requests(vllm_config: VllmConfig, settings: Settings) -> None:
     """Set the limits of this process, and those of vLLM that were left at their defaults."""
     os.environ.setdefault("VLLM_MAX_N_SEQUENCES", str(settings.engine.max_n))
+    map_large_blocks()
     request_memory.limit = int(settings.engine.request_memory_gib * 2**30)
     structured = vllm_config.structured_outputs_config
     if structured.backend == "auto":

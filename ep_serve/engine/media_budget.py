@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections import deque
 from contextlib import contextmanager
@@ -11,6 +12,21 @@ from vllm.exceptions import VLLMValidationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_M_MMAP_THRESHOLD = -3
+_MAPPED_BYTES = 4 << 20
+
+
+def map_large_blocks() -> None:
+    """Let glibc give large blocks back to the system as soon as they are freed.
+
+    By default it raises its threshold up to 32 MiB, and keeps what each thread frees:
+    `pytest tests/engine/test_memory.py -m engine -s` printed peaks of 1922 and 1973 MiB above the
+    idle server, and 962 MiB with this threshold. The settings allow 1664 MiB there.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # other C libraries have none
+        mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
 class TokenBudget:
@@ -38,12 +54,7 @@ class TokenBudget:
 
 
 class MemoryGate:
-    """Lets threads allocate memory side by side up to a limit; the others wait in order.
-
-    glibc keeps some of what threads free, but little enough to leave its settings alone:
-    `pytest tests/engine/test_memory.py -m engine -s` printed a peak of 1505 MiB above the idle
-    server where the settings allow 1664 MiB.
-    """
+    """Lets threads allocate memory side by side up to a limit; the others wait in order."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

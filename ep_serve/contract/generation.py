@@ -15,20 +15,25 @@ MAX_ENTRIES = {
     "allowed_token_ids": 16_384,
     "bad_words": 128,
     "documents": 1_024,
+    "input": 8_192,
     "items": 64,
     "label_token_ids": 1_024,
     "logit_bias": 1_024,
     "logprob_token_ids": 128,
+    "messages": 8_192,
     "questions": 64,
     "stop": 4,
     "stop_token_ids": 1_024,
+    "tokens": 1_000_000,
     "tools": 128,
 }
 """Most entries of a list or an object."""
 MAX_SEQUENCES = 128
-"""Most answers to all prompts of one request (`/v1/completions` takes several)."""
+"""Most answers to all prompts or conversations of one request."""
 MAX_CHARS = {"bad_words": 256, "stop": 1_024}
 """Most characters of each string in a list, or of the string."""
+MAX_PARTS = 16_384
+"""Most content parts of all messages."""
 MAX_PATTERN_SIZE = 64
 """Most tokens of a pattern that `repetition_detection` looks for after each token."""
 _CHECKED = frozenset(
@@ -59,7 +64,10 @@ def check_generation(body: Mapping[str, Any], max_n: int) -> None:
     _check_objects(body)
     for name in ("n", "best_of"):
         _at_most(name, body.get(name), max_n)
-    _check_prompts(body)
+    _check_prompts("prompt", body)
+    _check_prompts("messages", body)
+    for name in ("messages", "input"):
+        _at_most(name, _parts(body.get(name)), MAX_PARTS, "content parts")
     for name, limit in MAX_ENTRIES.items():
         value = body.get(name)
         if isinstance(value, list | dict):
@@ -90,15 +98,24 @@ def _check_objects(body: Mapping[str, Any]) -> None:
             raise FieldError(f"tools[{index}].function", "must be an object with a name")
 
 
-def _check_prompts(body: Mapping[str, Any]) -> None:
-    prompts, n = body.get("prompt"), body.get("n")
-    # A list of numbers is one prompt.
-    if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int):
+def _check_prompts(name: str, body: Mapping[str, Any]) -> None:
+    prompts, n = body.get(name), body.get("n")
+    # A list of numbers is one prompt, a list of objects one conversation.
+    if isinstance(prompts, list) and prompts and not isinstance(prompts[0], int | dict):
         answers = len(prompts) * (n if isinstance(n, int) and n > 1 else 1)
         if answers > MAX_SEQUENCES:
             raise FieldError(
-                "prompt", f"asks for {answers} answers, n of each; the limit is {MAX_SEQUENCES}"
+                name, f"asks for {answers} answers, n of each; the limit is {MAX_SEQUENCES}"
             )
+
+
+def _parts(messages: Any) -> int:
+    """How many content parts messages have, or all conversations of a list."""
+    parts = 0
+    for message in messages if isinstance(messages, list) else []:
+        content = message.get("content") if isinstance(message, dict) else None
+        parts += len(content) if isinstance(content, list) else _parts(message)
+    return parts
 
 
 def _at_most(name: str, value: Any, limit: int, unit: str = "") -> None:

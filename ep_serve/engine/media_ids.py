@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 REMEMBERED = 65_536
 """Ids whose content is known, the most recently used ones."""
 
+MAX_CHARS = 256
+"""Longest id: as many as `REMEMBERED` are kept in memory."""
+
 _SEPARATOR = "\x1f"
 """Between scope and id; a scope that holds it cannot pass for another, the last one counts."""
 
@@ -40,7 +43,11 @@ class MediaId(NamedTuple):
 
 
 def scoped(messages: Sequence[Any], cache_salt: str | None) -> list[Any]:
-    """The messages of a chat request, with their ids in the scope of its `cache_salt`."""
+    """The messages of a chat request, with their ids in the scope of its `cache_salt`.
+
+    Raises:
+        VLLMValidationError: an id that is no string or too long (HTTP 400).
+    """
     return [
         {**message, "content": [_scoped_part(part, cache_salt) for part in message["content"]]}
         if isinstance(message, dict) and isinstance(message.get("content"), list)
@@ -50,8 +57,15 @@ def scoped(messages: Sequence[Any], cache_salt: str | None) -> list[Any]:
 
 
 def _scoped_part(part: Any, cache_salt: str | None) -> Any:
-    if not isinstance(part, dict) or not isinstance(given := part.get("uuid"), str):
+    if not isinstance(part, dict) or (given := part.get("uuid")) is None:
         return part
+    if not isinstance(given, str) or len(given) > MAX_CHARS:
+        # vLLM makes a string of anything, which would then belong to no scope.
+        got = f"{len(given)} characters" if isinstance(given, str) else type(given).__name__
+        raise VLLMValidationError(
+            f"uuid must be a string of at most {MAX_CHARS} characters (got {got}).",
+            parameter="uuid",
+        )
     return {**part, "uuid": f"{cache_salt or ''}{_SEPARATOR}{given.replace(_SEPARATOR, '')}"}
 
 

@@ -6,7 +6,8 @@ vLLM 0.32. Installed by `server_patches.py` in processes that serve our architec
    accepts unknown fields and drops them. `OnlineRenderer.preprocess_chat` is wrapped: it checks
    them and moves them into `mm_processor_kwargs`, and the check that refuses these kwargs from
    clients (`validate_request_mm_kwargs`) lets exactly ours pass, because the server's settings
-   bound them. It also refuses media tokens in the rendered prompt: they would be placeholders.
+   bound them. It also refuses content parts with several contents, of which vLLM would ignore all
+   but one, and media tokens in the rendered prompt: they would be placeholders.
 2. `usage.reduction` in responses: `OpenAIServingChat.chat_completion_full_generator` and
    `chat_completion_stream_generator` are wrapped; they add the object to the usage that vLLM built,
    and the reason to the error of a request whose sieve failed. `OutputProcessor.process_outputs`
@@ -24,11 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
-from vllm.exceptions import GenerationError
+from vllm.exceptions import GenerationError, VLLMValidationError
 from vllm.renderers import online_renderer
 from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.v1.engine.output_processor import OutputProcessor
 
+from ep_serve.contract.content_parts import content_fields
 from ep_serve.engine import event_loop, reports
 from ep_serve.engine.media_ids import scoped
 from ep_serve.engine.media_tokens import refuse_media_tokens
@@ -69,15 +71,33 @@ async def _preprocess_chat(
         **(request.media_io_kwargs or {}),
         OPTIONS_KEY: options.model_dump(),
     }
+    _check_parts(messages)
     messages = scoped(messages, getattr(request, "cache_salt", None))
-    conversation, engine_inputs = await _original_preprocess(
-        self, request, messages, *args, **kwargs
-    )
+    try:
+        conversation, engine_inputs = await _original_preprocess(
+            self, request, messages, *args, **kwargs
+        )
+    except RecursionError:  # JSON in a string, as the arguments of tool calls
+        raise VLLMValidationError(
+            "The messages hold JSON that is nested too deeply.", parameter="messages"
+        ) from None
     refuse_media_tokens(engine_inputs, self.renderer.tokenizer, "messages")
     reduction = engine_inputs[0].get("reduction")
     if reduction is not None:
         object.__setattr__(request, _REPORT, RequestReport(reduction))
     return conversation, engine_inputs
+
+
+def _check_parts(messages: Sequence[Any]) -> None:
+    for index, message in enumerate(messages):
+        parts = message.get("content") if isinstance(message, dict) else None
+        for number, part in enumerate(parts if isinstance(parts, list) else []):
+            if isinstance(part, dict) and len(fields := content_fields(part)) > 1:
+                raise VLLMValidationError(
+                    f"messages[{index}].content[{number}] must have one content "
+                    f"(got {', '.join(fields)[:200]}).",
+                    parameter=f"messages[{index}].content[{number}]",
+                )
 
 
 def _validate_request_mm_kwargs(

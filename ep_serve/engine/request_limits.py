@@ -5,8 +5,8 @@
   within the bounds of `contract/generation.py`.
 - `SamplingParams._validate_structured_outputs`: what binds an answer is checked once more, where
   all routes meet: vLLM makes some of it itself, of tools.
-- `BaseRenderer.render_cmpl_async`, `ServingGenerativeScoring._build_prompts`: rendered prompts are
-  searched for media tokens; `openai_patch.py` does so with those of chats.
+- `BaseRenderer.render_cmpl_async`: rendered prompts are searched for media tokens;
+  `openai_patch.py` does so with those of chats, `tokenization.py` with those of scoring.
 - `vllm.connections._append_chunk`: the bytes of downloads are counted (`request_memory.py`).
 - `AsyncLLM.generate`: why a grammar failed (`grammar_guard.py`) is told as a client's error.
 
@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 
 import pydantic_core
 from vllm import connections
-from vllm.entrypoints.generate.generative_scoring.serving import ServingGenerativeScoring
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 from vllm.renderers.base import BaseRenderer
 from vllm.sampling_params import SamplingParams
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
 
 _original_structured = SamplingParams._validate_structured_outputs
 _original_render = BaseRenderer.render_cmpl_async
-_original_scoring = ServingGenerativeScoring._build_prompts
 _original_append_chunk = connections._append_chunk
 _original_generate = AsyncLLM.generate
 
@@ -104,6 +102,8 @@ class RequestLimits:
             GracefulHTTPError: it takes too much memory (HTTP 413 or 503).
         """
         data = await body.read(scope, receive)
+        if scope["path"].endswith("/scale_elastic_ep"):
+            _check_elastic(scope)
         if data and _is_json(scope):
             check_body(scope["path"], data, _max_n(scope))
 
@@ -165,6 +165,14 @@ def _max_n(scope: Scope) -> int:
     return Settings.of(config).engine.max_n
 
 
+def _check_elastic(scope: Scope) -> None:
+    if not scope["app"].state.vllm_config.parallel_config.enable_elastic_ep:
+        raise FieldError(
+            "new_data_parallel_size",
+            "is fixed: this server was started without --enable-elastic-ep",
+        )
+
+
 async def _refuse(
     send: Send,
     status: HTTPStatus,
@@ -219,14 +227,6 @@ async def _render_cmpl_async(self: BaseRenderer, *args: Any, **kwargs: Any) -> A
     return prompts
 
 
-async def _build_scoring_prompts(
-    self: ServingGenerativeScoring, request: Any, tokenizer: Any, *args: Any, **kwargs: Any
-) -> Any:
-    prompts, counts = await _original_scoring(self, request, tokenizer, *args, **kwargs)
-    refuse_media_tokens(prompts, tokenizer, "items")
-    return prompts, counts
-
-
 def _append_chunk(chunks: list[bytes], chunk: bytes, *args: Any) -> int:
     if (share := fetching.get()) is not None:
         share.take(len(chunk))
@@ -265,7 +265,6 @@ async def _explained(
 PATCHES: tuple[Patch, ...] = (
     (SamplingParams, "_validate_structured_outputs", _validate_structured_outputs),
     (BaseRenderer, "render_cmpl_async", _render_cmpl_async),
-    (ServingGenerativeScoring, "_build_prompts", _build_scoring_prompts),
     (connections, "_append_chunk", _append_chunk),
     (AsyncLLM, "generate", _generate),
 )

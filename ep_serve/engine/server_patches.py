@@ -23,11 +23,18 @@ def install() -> None:
     """Patch vLLM in this process; calling it again changes nothing."""
     global _failure
     try:
-        from ep_serve.engine import drain, health, openai_patch, request_limits, sent_items
+        from ep_serve.engine import (
+            drain,
+            health,
+            openai_patch,
+            request_limits,
+            sent_items,
+            tokenization,
+        )
     except (ImportError, AttributeError) as error:  # vLLM moved what they replace
         _failure = error
         return
-    modules = (openai_patch, request_limits, sent_items, drain, health)
+    modules = (openai_patch, request_limits, tokenization, sent_items, drain, health)
     _patches[:] = [patch for module in modules for patch in module.PATCHES]
     for owner, name, replacement in _patches:
         setattr(owner, name, replacement)

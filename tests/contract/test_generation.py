@@ -31,6 +31,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"tools": [{"function": {}}], "tool_choice": {"function": {"name": "f"}}},
     ),
     "prompts": ("prompt", {"prompt": ["x"] * 100, "n": 2}),
+    "conversations": ("messages", {"messages": [[{"role": "user", "content": "x"}]] * 200}),
+    "messages": ("messages", {"messages": [{"role": "user", "content": "x"}] * 10_000}),
+    "messages of a response": ("input", {"input": [{"role": "user"}] * 10_000}),
+    "parts of messages": ("messages", {"messages": [{"content": [{}] * 10_000}] * 2}),
+    "parts of conversations": ("messages", {"messages": [[{"content": [{}] * 10_000}]] * 2}),
+    "tokens to decode": ("tokens", {"tokens": [1] * 1_000_001}),
     "items to score": ("items", {"items": ["x"] * 1_000}),
     "questions": ("questions", {"questions": {str(i): {} for i in range(1_000)}}),
     "repetitions": (
@@ -56,6 +62,8 @@ def test_a_field_above_its_bound_is_refused_by_name(field: str, body: dict[str, 
         {"n": 8, "stop": ["a", "b"], "logit_bias": {"5": -100}, "tools": [{"type": "function"}]},
         {"n": None, "stop": None, "bad_words": [], "repetition_detection": None},
         {"prompt": list(range(2_000)), "n": 8},
+        {"messages": [{"role": "user", "content": [{"type": "text"}] * 1_000}] * 10, "n": 8},
+        {"messages": ["x", None, [], {"content": 5}], "input": "x" * 20_000},
         {"n": "8", "stop": [5], "logit_bias": "x"},  # for the server to refuse
     ],
 )

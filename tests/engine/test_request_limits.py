@@ -235,6 +235,55 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {  # route, field, body
         "messages",
         {"kv_transfer_params": {"prompt_token_ids": [509]}, "messages": HELLO},
     ),
+    "conversations of a batch": (
+        "chat/completions/batch",
+        "messages",
+        {"messages": [HELLO] * 200},
+    ),
+    "a text that is a picture too": (
+        "chat/completions",
+        "messages[0].content[1]",
+        {"messages": user(text("x"), {**text("x"), "image": 1})},
+    ),
+    "a text with a clip that nobody would see": (
+        "chat/completions",
+        "messages[0].content[0]",
+        {"messages": user({**text("x"), "video_url": {"url": "data:,"}})},
+    ),
+    "a clip that would be a picture": (
+        "chat/completions",
+        "messages[0].content[0]",
+        {"messages": user({**image(b"x"), **video(b"x"), "uuid": "a"})},
+    ),
+    "an id that is a number": (
+        "chat/completions",
+        "uuid",
+        {"messages": user({**image(make_image()), "uuid": 5})},
+    ),
+    "a long id": (
+        "chat/completions",
+        "uuid",
+        {"messages": user({**image(make_image()), "uuid": "x" * 1_000})},
+    ),
+    "arguments of a tool call without an end": (
+        "chat/completions",
+        "messages",
+        {
+            "messages": [
+                *HELLO,
+                {
+                    "role": "assistant",
+                    "tool_calls": [
+                        {
+                            "id": "1",
+                            "type": "function",
+                            "function": {"name": "f", "arguments": '{"a":' + "[" * 100_000},
+                        }
+                    ],
+                },
+            ]
+        },
+    ),
     "a schema of a batch": (
         "chat/completions/batch",
         "structured_outputs.json",
@@ -263,6 +312,14 @@ def test_a_request_out_of_bounds_is_refused_by_name(
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == field
     assert healthy(server)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("body", [{"new_data_parallel_size": 2}, [], None])
+def test_a_server_that_cannot_scale_says_so(server: Client, body: Any) -> None:
+    response = httpx.post(f"{server.root}/scale_elastic_ep", json=body, timeout=60)
+    assert response.status_code == 400, response.text
+    assert "--enable-elastic-ep" in response.text
 
 
 @pytest.mark.engine

@@ -6,11 +6,11 @@ are not for clients.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ep_serve.contract.content_parts import content_fields
 from ep_serve.gateway.errors import invalid
 from ep_serve.gateway.json_body import MIN_MEDIA_BYTES
 from ep_serve.gateway.media.inlined import InlinedMedium
@@ -23,8 +23,6 @@ _URL_PARTS: dict[str, Modality] = {
     "audio_url": "audio",
 }
 _TEXT_PARTS = frozenset({"text", "refusal"})
-_MEDIA_WORD = re.compile("image|video|audio|embeds", re.IGNORECASE)
-"""What makes a template write a medium's token, as Qwen2.5-Omni's does for `'image' in part`."""
 KNOWN = (*sorted(_TEXT_PARTS), *sorted(_URL_PARTS), "input_audio", "file")
 
 
@@ -109,11 +107,11 @@ def _media_part(part: Any, where: str, inlined: dict[str, InlinedMedium]) -> Med
     if not isinstance(kind, str) or kind not in KNOWN:
         raise invalid(f"{where}.type must be one of: {', '.join(KNOWN)}.", f"{where}.type")
     if kind in _TEXT_PARTS:
-        if not isinstance(part.get(kind), str) or _foreign(part, kind):
+        if not isinstance(part.get(kind), str) or content_fields(part) != [kind]:
             raise invalid(f"{where} must have a string {kind!r} and no other content.", where)
         return None
     value = part.get(kind)
-    if not isinstance(value, dict) or _foreign(part, kind):
+    if not isinstance(value, dict) or content_fields(part) != [kind]:
         raise invalid(f"{where} must have an object {kind!r} and no other content.", where)
     if "uuid" in part:
         raise invalid(f"{where}.uuid is set by the gateway.", f"{where}.uuid")
@@ -127,12 +125,6 @@ def _media_part(part: Any, where: str, inlined: dict[str, InlinedMedium]) -> Med
         return MediaPart(part, "audio", _inline(medium, where), where)
     source = _url_or_file(value, f"{where}.{kind}", inlined)
     return MediaPart(part, _URL_PARTS[kind], source, where)
-
-
-def _foreign(part: dict[str, Any], kind: str) -> bool:
-    """Whether a part carries a second content, which an engine might prefer to the first."""
-    others = part.keys() - {kind, "type"}
-    return any(name in KNOWN or _MEDIA_WORD.search(name) for name in others)
 
 
 def _file(value: dict[str, Any], where: str, inlined: dict[str, InlinedMedium]) -> Source:

@@ -17,6 +17,7 @@ from vllm.model_executor.models.qwen2_5_omni_thinker import (
 )
 from vllm.multimodal.media.connector import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.renderers import chat_utils, online_renderer
+from vllm.renderers.params import TokenizeParams
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
@@ -36,6 +37,7 @@ from ep_serve.engine import (
     openai_patch,
     request_limits,
     server_patches,
+    tokenization,
 )
 from ep_serve.engine.item import MODALITY
 from ep_serve.engine.scheduler import ReducingAsyncScheduler
@@ -203,10 +205,16 @@ def test_every_route_validates_constraints_and_renders_prompts_where_it_is_patch
     assert "params.verify(" in inspect.getsource(InputProcessor._validate_params)
     render = request_limits._original_render
     assert parameters(render)[:3] == ["self", "prompts", "tok_params"]
-    scoring = request_limits._original_scoring
-    assert parameters(scoring)[:3] == ["self", "request", "tokenizer"]
     generate = request_limits._original_generate
     assert parameters(generate)[:4] == ["self", "prompt", "sampling_params", "request_id"]
+
+
+def test_text_is_checked_before_it_is_tokenized_where_that_is_patched() -> None:
+    assert parameters(tokenization._original_check) == ["self", "tokenizer", "text"]
+    assert "self._text_len_check" in inspect.getsource(TokenizeParams._validate_text)
+    scoring = tokenization._original_scoring
+    assert parameters(scoring) == ["self", "request", "tokenizer", "max_model_len"]
+    assert "await" not in inspect.getsource(scoring)  # it runs in another thread
 
 
 def test_a_grammar_is_waited_for_asked_and_told_of_where_the_scheduler_is_extended() -> None:

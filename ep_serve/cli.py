@@ -172,11 +172,11 @@ def add_serve(groups: Groups) -> None:
 
 def serve_checkpoint(arguments: argparse.Namespace) -> int:
     """Look the checkpoint over, then run the server until it is told to stop."""
-    from ep_serve.engine.loading import ending_on_signal
+    from ep_serve.engine.server.loading import ending_on_signal
 
     with ending_on_signal():
         _quiet_transformers()
-        from ep_serve.engine.serve import problems, serve
+        from ep_serve.engine.server.serve import problems, serve
 
         if found := problems(Path(arguments.checkpoint)):
             print("\n".join(found), file=sys.stderr)
@@ -255,7 +255,7 @@ def add_train(groups: Groups) -> None:
 def train_checkpoint(arguments: argparse.Namespace) -> int:
     """Train, then write the trained checkpoint."""
     _quiet_transformers()
-    from ep_serve.training.finetune import Plan, finetune, write_checkpoint
+    from ep_serve.training.loop.finetune import Plan, finetune, write_checkpoint
 
     target: Path = arguments.target
     plan = Plan(

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from ep_serve.engine.loading import kill_descendants
+from ep_serve.engine.server.loading import kill_descendants
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 900.0

@@ -15,8 +15,10 @@ def register() -> None:
 
     register_config()
     for architecture in (ARCHITECTURE, REDUCED_ARCHITECTURE):
-        ModelRegistry.register_model(architecture, f"ep_serve.engine.model:{architecture}")
+        ModelRegistry.register_model(
+            architecture, f"ep_serve.engine.model.reducing_model:{architecture}"
+        )
         if architecture not in MODELS_CONFIG_MAP:
-            from ep_serve.engine.config_hook import ReducingConfig
+            from ep_serve.engine.server.config_hook import ReducingConfig
 
             MODELS_CONFIG_MAP[architecture] = ReducingConfig

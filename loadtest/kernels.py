@@ -106,7 +106,7 @@ class Bench:
     def __init__(self, shape: ModelShape, device: torch.device, rate: float, repeats: int) -> None:
         from vllm.model_executor.layers.linear import LinearBase
 
-        from ep_serve.engine.refiner import Refiner
+        from ep_serve.engine.model.refiner import Refiner
 
         self.shape, self.device, self.rate, self.repeats = shape, device, rate, repeats
         config = SimpleNamespace(
@@ -289,7 +289,7 @@ def _attentions(layers: nn.Module) -> list[Any]:
 def _rotary(shape: ModelShape) -> Any:
     from vllm.model_executor.layers.rotary_embedding.mrope import MRotaryEmbedding
 
-    from ep_serve.engine.rotary import SyncRotaryEmbedding
+    from ep_serve.engine.model.rotary import SyncRotaryEmbedding
 
     half = shape.head_dim // 2
     sections = [half * 18 // 64] * 3

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from ep_serve.engine.process import ServerProcess
+from ep_serve.engine.server.process import ServerProcess
 
 MODEL = "loadtest"
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ from openai import OpenAI
 
 from ep_serve.demo import MODEL
 from ep_serve.demo.clip import QUESTIONS, SECONDS, Asked, make_clip
-from ep_serve.engine.process import ServerError, ServerProcess
+from ep_serve.engine.server.process import ServerError, ServerProcess
 
 FOLDER = Path(".demo")
 KEEP_RATIOS = (1.0, 0.2, 0.1, 0.05)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ep_serve.training.files import encode
-from ep_serve.training.scenes import Scene, Sight, Sound
+from ep_serve.scenes.encoding import encode
+from ep_serve.scenes.scene import Scene, Sight, Sound
 
 SECONDS = 12
 

@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from ep_serve.engine.statistics import STAGES as WORKER_STAGES
+from ep_serve.engine.outcomes import WORKER_STAGES
 from ep_serve.media import decodes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ep_serve.engine.features import MediaProcessor
     from ep_serve.engine.outcomes import Work
-    from ep_serve.engine.processor import Reduction
 
 DECODE_KINDS: tuple[Literal["video", "audio", "image"], ...] = ("video", "audio", "image")
 Stage = Literal["fetch", "decode", "features", "layout", "item"]
@@ -95,10 +93,10 @@ class Metrics:
         finally:
             self.stage_seconds.labels(stage).inc(time.perf_counter() - began)
 
-    def request(self, reduction: Reduction) -> None:
+    def request(self, keep_ratio: float, saved_tokens: int) -> None:
         """Count one request with media, as it is admitted."""
-        self.saved.inc(reduction.full_length - reduction.reduced_length)
-        self.keep_ratio.observe(reduction.keep_ratio)
+        self.saved.inc(saved_tokens)
+        self.keep_ratio.observe(keep_ratio)
 
     def worker(self, work: Work) -> None:
         """Count what a worker has done since it told last."""
@@ -111,12 +109,12 @@ class Metrics:
         self.tower_misses.inc(work["tower_misses"])
         self.tower_bytes.inc(work["tower_cache_bytes"])
 
-    def media(self, processor: MediaProcessor) -> None:
-        """Take over the totals of the API process's media part."""
+    def media(self, hits: int, misses: int) -> None:
+        """Advance the counters of media to the totals of this process."""
         for kind in DECODE_KINDS:
             self._advance(self.decodes.labels(kind), "decodes", kind, decodes.value(kind))
-        self._advance(self.media_hits, "media_hits", "", processor.hits)
-        self._advance(self.media_misses, "media_misses", "", processor.misses)
+        self._advance(self.media_hits, "media_hits", "", hits)
+        self._advance(self.media_misses, "media_misses", "", misses)
 
     def _advance(self, counter: Counter, name: str, label: str, total: float) -> None:
         before = self._seen.get((name, label), 0)

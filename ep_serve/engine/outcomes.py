@@ -10,16 +10,20 @@ meanwhile, and nobody asks a worker that is busy. What the worker has done since
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Self, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, cast
 
 from vllm.v1.outputs import ModelRunnerOutput
 
-from ep_serve.engine.worker_api import CPU_WORKER, GPU_WORKER, SCHEDULER
+from ep_serve.engine.class_names import CPU_WORKER, GPU_WORKER, SCHEDULER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vllm.config import VllmConfig
+
+WorkerStage = Literal["towers", "refiner", "selection"]
+WORKER_STAGES: tuple[WorkerStage, ...] = ("towers", "refiner", "selection")
+"""What a worker does with a request, in this order."""
 
 OUTCOME_FIELD = "ep_serve_outcome"
 WORK_FIELD = "ep_serve_work"

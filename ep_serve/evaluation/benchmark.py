@@ -20,10 +20,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ep_serve.evaluation.questions import Evidence, Meta, Question
-from ep_serve.training import questions as made_up
-from ep_serve.training.files import Encoding, encode
-from ep_serve.training.guessing import WITHOUT, Asked, Guesser
-from ep_serve.training.scenes import Scene, make_scene
+from ep_serve.scenes import questions as made_up
+from ep_serve.scenes.encoding import Encoding, encode
+from ep_serve.scenes.guessing import WITHOUT, Asked, Guesser
+from ep_serve.scenes.scene import Scene, make_scene
 
 FIRST_SEED = 4_000_000
 EXAMPLE_SEED = 3_000_000

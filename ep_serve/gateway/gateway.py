@@ -7,15 +7,15 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from ep_serve.gateway.body import BodyReader
+from ep_serve.gateway.body.reader import BodyReader
 from ep_serve.gateway.keys import KeyRing
 from ep_serve.gateway.limits import KeyLimits
 from ep_serve.gateway.media.service import MediaService
 from ep_serve.gateway.metrics import Metrics
-from ep_serve.gateway.relay import Relay
-from ep_serve.gateway.routing import Router
 from ep_serve.gateway.tracing import tracing
-from ep_serve.gateway.upstreams import Upstreams
+from ep_serve.gateway.upstream.pool import Upstreams
+from ep_serve.gateway.upstream.relay import Relay
+from ep_serve.gateway.upstream.router import Router
 
 if TYPE_CHECKING:
     from starlette.requests import Request

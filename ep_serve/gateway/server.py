@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from prometheus_client import make_asgi_app
 
-from ep_serve.gateway.app import create_app
-from ep_serve.gateway.client_connections import ClientConnections
+from ep_serve.gateway.api.app import create_app
 from ep_serve.gateway.gateway import Gateway
-from ep_serve.gateway.http_protocol import HttpProtocol
+from ep_serve.gateway.http.client_connections import ClientConnections
+from ep_serve.gateway.http.protocol import HttpProtocol
 from ep_serve.gateway.settings import SettingsError
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ def main() -> int:
 def train_embedded(arguments: argparse.Namespace) -> int:
     """Train the embedded model, and print how it answers."""
     logging.set_verbosity_error()  # warnings about the voice that the model does not have
-    from ep_serve.training.embedded import FULL, SHORT, train
+    from ep_serve.training.loop.embedded import FULL, SHORT, train
 
     report = train(
         arguments.out,
@@ -52,7 +52,7 @@ def train_embedded(arguments: argparse.Namespace) -> int:
 
 def make_elsewhere(arguments: argparse.Namespace) -> int:
     """Write clips of FFmpeg's making, and questions about them."""
-    from ep_serve.training.elsewhere import VoiceError, write
+    from ep_serve.scenes.other_sources import VoiceError, write
 
     try:
         print(write(arguments.to, speech=arguments.speech))

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoVideoProcessor, WhisperFeatureExtractor
 
 from ep_serve.checkpoint.embedded_text import write_processor_files
-from ep_serve.checkpoint.features import SAMPLE_RATE, VIDEO_PIXELS, log_mel, video_patches
+from ep_serve.preprocess.features import SAMPLE_RATE, VIDEO_PIXELS, log_mel, video_patches
 from tests import memory
 
 

@@ -12,8 +12,9 @@ from av.stream import Disposition
 
 from ep_serve.contract.media_formats import default_track, refused_format, webp_size
 from ep_serve.gateway.errors import ApiError
-from ep_serve.gateway.media import probe_file, service
+from ep_serve.gateway.media import service
 from ep_serve.gateway.media.parts import Modality
+from ep_serve.gateway.media.probe import inspection
 from ep_serve.media import (
     MediaError,
     MediaLimits,
@@ -26,7 +27,7 @@ from tests.clips import make_clip, make_image, make_sound
 from tests.contract.media_files import ANIMATED, CLIPS, SOUNDS, STILL, Make, asf, tracks
 
 LIMITS = MediaLimits()
-BOUNDS = probe_file.Bounds(1_800, 216_000, 8_192 * 4_320, 200.0)
+BOUNDS = inspection.Bounds(1_800, 216_000, 8_192 * 4_320, 200.0)
 MODALITIES = get_args(Modality)
 DECODE: dict[str, Callable[[bytes], object]] = {
     "image": lambda data: decode_image(data, LIMITS),
@@ -45,9 +46,9 @@ def engine_refusal(data: bytes, modality: str) -> str | None:
 
 def gateway_refusal(data: bytes, modality: Any) -> str | None:
     try:
-        facts = probe_file.probe(io.BytesIO(data), BOUNDS).as_dict()
+        facts = inspection.probe(io.BytesIO(data), BOUNDS).as_dict()
         service._check(modality, facts, "messages[0]")
-    except probe_file.RefusedError as error:
+    except inspection.RefusedError as error:
         return error.reason
     except ApiError as error:
         return error.message

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ep_serve.checkpoint.embedded import build
-from ep_serve.engine.process import ServerProcess
+from ep_serve.engine.server.process import ServerProcess
 from tests.deploy.test_schemas import load_program
 
 OPTIONS = (

@@ -13,7 +13,7 @@ import httpx
 from openai import OpenAI
 from openai.types.chat import ChatCompletion
 
-from ep_serve.engine.process import ServerProcess
+from ep_serve.engine.server.process import ServerProcess
 from tests.goldens import GOLDENS, load_case
 
 MODEL = "golden"

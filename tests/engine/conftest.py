@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ep_serve.demo import MODEL
-from ep_serve.engine.process import ServerProcess
+from ep_serve.engine.server.process import ServerProcess
 from tests.engine.client import Client
 from tests.goldens import CHECKPOINT
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ep_serve.engine.block_attention import BlockAttention
+from ep_serve.engine.model.block_attention import BlockAttention
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (3, 1)])

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from ep_serve.engine.config_hook import (
+from ep_serve.engine.input.connector import CONNECTOR
+from ep_serve.engine.server.config_hook import (
     _bound_requests,
     _check_sieve,
     _refuse_drafters,
@@ -14,7 +15,6 @@ from ep_serve.engine.config_hook import (
     _refuse_rust_server,
     _use_our_connector,
 )
-from ep_serve.engine.media_io import CONNECTOR
 from ep_serve.engine.settings import EngineSettings, MediaSettings, Settings
 
 

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from ep_serve.engine import drain
+from ep_serve.engine.server import drain
 
 
 class StandIn:

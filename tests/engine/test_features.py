@@ -13,13 +13,13 @@ from transformers.models.qwen2_5_omni.processing_qwen2_5_omni import Qwen2_5Omni
 from vllm.exceptions import VLLMValidationError
 
 from ep_serve.checkpoint.embedded import build
-from ep_serve.checkpoint.features import video_patches
-from ep_serve.engine.features import MediaProcessor
-from ep_serve.engine.media_ids import MediaId, scoped
-from ep_serve.engine.medium import EncodedMedium
+from ep_serve.engine.input.media_features import MediaProcessor
+from ep_serve.engine.input.media_ids import MediaId, scoped
+from ep_serve.engine.input.medium import EncodedMedium
 from ep_serve.engine.settings import EngineSettings, MediaOptions, MediaSettings, Settings
 from ep_serve.layout import Kind
 from ep_serve.media import decodes
+from ep_serve.preprocess.features import video_patches
 from tests.clips import make_clip, make_image, make_wav
 from tests.goldens import CASES, CHECKPOINT, GOLDENS, load_case, needs_goldens
 
@@ -261,7 +261,7 @@ def test_large_frames_shrink_while_they_are_decoded(
         seen.append(frames.shape)
         return video_patches(processor, frames, *more)
 
-    monkeypatch.setattr("ep_serve.engine.features.video_patches", watched)
+    monkeypatch.setattr("ep_serve.engine.input.media_features.video_patches", watched)
     clip = EncodedMedium("video", make_clip(1, size=(640, 480)))
     found = features(processor, clip, max_pixels=112 * 112)
     assert seen == [(4, 84, 112, 3)]

@@ -114,7 +114,7 @@ def test_tokens_and_logits_are_those_of_the_authors_code(engine: Engine, name: s
 
 @pytest.mark.parametrize("name", [n for n in CASES if n != "text_only"])
 def test_survivors_and_positions_are_those_of_the_authors_code(engine: Engine, name: str) -> None:
-    from ep_serve.engine import position_codec
+    from ep_serve.engine.model import position_codec
 
     _, tensors = load_case(name)
     selected = engine.run(name)[1]
@@ -155,7 +155,7 @@ def test_a_step_reduces_no_more_than_it_has_tokens_for(
     """Counted before the reduction: five prompts of 192 tokens leave 33 each, and 400 fit."""
     from vllm import SamplingParams
 
-    from ep_serve.engine.item import full_length
+    from ep_serve.engine.input.fused_item import full_length
 
     scheduler = engine.core.scheduler
     monkeypatch.setattr(scheduler, "max_num_encoder_input_tokens", 400)

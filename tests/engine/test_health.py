@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from ep_serve.checkpoint.embedded import build
-from ep_serve.engine import health
-from ep_serve.engine.process import ServerProcess
+from ep_serve.engine.server import health
+from ep_serve.engine.server.process import ServerProcess
 from tests.clips import make_clip
 from tests.engine.client import Client, text, user, video
 

@@ -18,12 +18,12 @@ from transformers.models.qwen2_5_omni.processing_qwen2_5_omni import Qwen2_5Omni
 from vllm.exceptions import VLLMValidationError
 
 from ep_serve.checkpoint.embedded import build
-from ep_serve.engine import features
-from ep_serve.engine.decoding import Decoder, Measure
-from ep_serve.engine.features import MediaProcessor, token_count
-from ep_serve.engine.media_budget import MemoryGate, TokenBudget
-from ep_serve.engine.media_io import EncodedMediaConnector
-from ep_serve.engine.medium import DecodedMedium, EncodedMedium, Medium
+from ep_serve.engine.input import media_features
+from ep_serve.engine.input.connector import EncodedMediaConnector
+from ep_serve.engine.input.decoding import Decoder, Measure
+from ep_serve.engine.input.media_budget import MemoryGate, TokenBudget
+from ep_serve.engine.input.media_features import MediaProcessor, token_count
+from ep_serve.engine.input.medium import DecodedMedium, EncodedMedium, Medium
 from ep_serve.engine.settings import (
     OPTIONS_KEY,
     EngineSettings,
@@ -141,7 +141,7 @@ def test_a_medium_over_the_token_limit_is_not_decoded(
 def test_the_media_of_a_request_count_together_while_they_are_fetched(
     make_processor: Callable[..., MediaProcessor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "_current", make_processor(250))
+    monkeypatch.setattr(media_features, "_current", make_processor(250))
     urls = [
         "data:audio/wav;base64," + base64.b64encode(make_wav(seconds)).decode()
         for seconds in (3.0, 3.1, 3.2, 3.3, 3.4, 3.5)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from ep_serve.contract.request_options import FRAME_PIXELS, MAX_PIXELS
-from ep_serve.engine.medium import Modality
+from ep_serve.engine.input.medium import Modality
 from tests import memory
 from tests.clips import make_clip, make_image, make_sound, make_wav
 from tests.contract.media_files import many_channels

@@ -10,9 +10,11 @@ import pytest
 import torch
 from vllm.v1.worker.gpu.model_states.mm_pruning import MultiModalPruner
 
-from ep_serve.engine import position_codec
-from ep_serve.engine.item import cover, pack
-from ep_serve.engine.model import Qwen2_5OmniCompressForConditionalGeneration as Model
+from ep_serve.engine.input.fused_item import cover, pack
+from ep_serve.engine.model import position_codec
+from ep_serve.engine.model.reducing_model import (
+    Qwen2_5OmniCompressForConditionalGeneration as Model,
+)
 from ep_serve.layout import Image, Layout, MediaTokens, Video, build_layout
 from ep_serve.sieve import Ask
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from ep_serve.engine.process import ServerProcess
+from ep_serve.engine.server.process import ServerProcess
 from tests.clips import make_clip, make_wav
 from tests.engine.checkpoints import make_stock
 from tests.engine.client import Client, audio, golden_messages, text, user, video

@@ -10,14 +10,14 @@ from vllm.v1.engine import EngineCoreOutput
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, ModelRunnerOutput
 
 from ep_serve.engine import outcomes
+from ep_serve.engine.class_names import CPU_WORKER, GPU_WORKER, SCHEDULER
+from ep_serve.engine.input.processor import Reduction
+from ep_serve.engine.input.selection_report import PoolShape
 from ep_serve.engine.metrics import metrics
+from ep_serve.engine.model.statistics import Totals
 from ep_serve.engine.outcomes import OUTCOME_FIELD, WORK_FIELD, Outcome, ReportingOutput
-from ep_serve.engine.processor import Reduction
-from ep_serve.engine.reports import RequestReport, receive
-from ep_serve.engine.selection_report import PoolShape
-from ep_serve.engine.statistics import Totals
-from ep_serve.engine.worker import OutcomesInOutputs
-from ep_serve.engine.worker_api import CPU_WORKER, GPU_WORKER, SCHEDULER
+from ep_serve.engine.server.reduction_reports import RequestReport, receive
+from ep_serve.engine.worker.base_worker import OutcomesInOutputs
 from ep_serve.layout import Kind, Video
 from ep_serve.sieve import Ask
 

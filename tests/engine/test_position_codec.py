@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ep_serve.engine import position_codec
+from ep_serve.engine.model import position_codec
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 POSITION = st.integers(0, position_codec.LIMIT - 1)

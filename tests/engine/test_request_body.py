@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 from vllm.exceptions import GracefulHTTPError
 
-from ep_serve.engine import media_io, request_limits, server_patches
-from ep_serve.engine.media_io import EncodedMediaConnector
-from ep_serve.engine.request_body import COPIES, REQUEST_SHARE
-from ep_serve.engine.request_limits import RequestLimits
-from ep_serve.engine.request_memory import RequestMemory, Share
+from ep_serve.engine.input import connector
+from ep_serve.engine.input.connector import EncodedMediaConnector
+from ep_serve.engine.input.request_memory import RequestMemory, Share
+from ep_serve.engine.server import patches, request_limits
+from ep_serve.engine.server.request_body import COPIES, REQUEST_SHARE
+from ep_serve.engine.server.request_limits import RequestLimits
 from ep_serve.engine.settings import EngineSettings
 from tests.clips import make_wav
 
@@ -204,8 +205,8 @@ def test_fetched_media_are_counted_for_as_long_as_they_are_held(
 ) -> None:
     data = make_wav(1)
     memory = RequestMemory(len(data) * 3 // 2)
-    monkeypatch.setattr(media_io, "Share", lambda: Share(memory))
-    server_patches.install()
+    monkeypatch.setattr(connector, "Share", lambda: Share(memory))
+    patches.install()
 
     async def fetch(url: str) -> None:
         connector = EncodedMediaConnector()

@@ -19,10 +19,11 @@ from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from ep_serve.contract.errors import FieldError
 from ep_serve.contract.media_tokens import MEDIA_TOKENS
-from ep_serve.engine import grammar_guard, request_limits
-from ep_serve.engine.grammar_guard import WatchedGrammar
-from ep_serve.engine.media_tokens import count_media_tokens, refuse_media_tokens
-from ep_serve.engine.scheduler import ReducingScheduler
+from ep_serve.engine.input.media_tokens import count_media_tokens, refuse_media_tokens
+from ep_serve.engine.server import request_limits
+from ep_serve.engine.worker import grammar_guard
+from ep_serve.engine.worker.grammar_guard import WatchedGrammar
+from ep_serve.engine.worker.scheduler import ReducingScheduler
 from ep_serve.layout import PlaceholderError
 from tests.clips import make_clip, make_image
 from tests.engine.client import MODEL, Client, image, text, user, video

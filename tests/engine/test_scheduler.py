@@ -9,7 +9,7 @@ from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from ep_serve.engine.scheduler import ReducingAsyncScheduler, reducing_scheduler
+from ep_serve.engine.worker.scheduler import ReducingAsyncScheduler, reducing_scheduler
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ep_serve.engine.selection_report import PoolShape, describe
+from ep_serve.engine.input.selection_report import PoolShape, describe
 from ep_serve.layout import Audio, Image, Kind, Medium, Video
 
 V, A, I = Kind.VIDEO, Kind.AUDIO, Kind.IMAGE  # noqa: E741

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ep_serve.engine.serve import _defaults
+from ep_serve.engine.server.serve import _defaults
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ep_serve.engine import metrics, statistics
+from ep_serve.engine import metrics, outcomes
 from tests.clips import make_clip
 from tests.engine.client import (
     MODEL,
@@ -295,7 +295,7 @@ def test_every_documented_series_is_exported(server: Client) -> None:
     for modality in ("video", "audio", "image"):
         full = server.metric("ep_serve_av_tokens_full_total", modality=modality)
         assert full >= server.metric("ep_serve_av_tokens_kept_total", modality=modality)
-    for stage in (*metrics.STAGES, *statistics.STAGES):
+    for stage in (*metrics.STAGES, *outcomes.WORKER_STAGES):
         assert server.metric("ep_serve_stage_seconds_total", stage=stage) > 0
     assert server.metric("ep_serve_event_loop_late_seconds_count") > 0
     assert server.metric("ep_serve_kv_tokens_saved_total") > 0

@@ -9,15 +9,15 @@ import pytest
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 
 from ep_serve.checkpoint.config import ARCHITECTURE
-from ep_serve.engine import openai_patch, server_patches
 from ep_serve.engine.errors import ServeError
-from ep_serve.engine.stat_logger import ReductionStatLogger
+from ep_serve.engine.server import openai_patch, patches, patching
+from ep_serve.engine.server.stat_logger import ReductionStatLogger
 
 
 @pytest.fixture(autouse=True)
 def _nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_patches, "_patches", [])
-    monkeypatch.setattr(server_patches, "_failure", None)
+    monkeypatch.setattr(patching, "_applied", [])
+    monkeypatch.setattr(patching, "_failures", [])
 
 
 def build_the_client(architecture: str = ARCHITECTURE) -> None:
@@ -30,7 +30,7 @@ def build_the_client(architecture: str = ARCHITECTURE) -> None:
 
 
 def test_a_process_with_all_patches_serves() -> None:
-    server_patches.install()
+    patches.install()
     build_the_client()
 
 
@@ -40,7 +40,7 @@ def test_a_process_that_was_never_patched_refuses_to_serve() -> None:
 
 
 def test_a_patch_that_something_else_replaced_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    server_patches.install()
+    patches.install()
     name = "chat_completion_full_generator"
     monkeypatch.setattr(OpenAIServingChat, name, openai_patch._original_full)
     with pytest.raises(ServeError, match=f"OpenAIServingChat.{name}") as refusal:
@@ -50,9 +50,9 @@ def test_a_patch_that_something_else_replaced_is_named(monkeypatch: pytest.Monke
 
 def test_a_vllm_without_what_is_patched_fails_servers_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm.entrypoints.launchers", None)
-    monkeypatch.delitem(sys.modules, "ep_serve.engine.drain", raising=False)
-    monkeypatch.delattr("ep_serve.engine.drain", raising=False)
-    server_patches.install()  # all that `LLM` meets
+    monkeypatch.delitem(sys.modules, "ep_serve.engine.server.drain", raising=False)
+    monkeypatch.delattr("ep_serve.engine.server.drain", raising=False)
+    patches.install()  # all that `LLM` meets
     with pytest.raises(ServeError, match=r"vllm\.entrypoints\.launchers"):
         build_the_client()
 

@@ -17,7 +17,7 @@ import pytest
 
 from ep_serve.checkpoint.embedded import build
 from ep_serve.cli import main
-from ep_serve.engine.process import ServerProcess
+from ep_serve.engine.server.process import ServerProcess
 from tests.engine.client import Client, text, user
 
 pytestmark = pytest.mark.engine

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from ep_serve.engine.model.statistics import WorkerStatistics
 from ep_serve.engine.outcomes import plus
-from ep_serve.engine.statistics import WorkerStatistics
 from ep_serve.layout import Kind
 from ep_serve.sieve import Selection
 from ep_serve.sieve.checks import FAULTS, CheckedSelection, SieveError

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ep_serve.engine.process import ServerProcess
+from ep_serve.engine.server.process import ServerProcess
 from tests.engine.client import Client, golden_messages
 from tests.engine.conftest import EXACT
 from tests.goldens import CHECKPOINT, load_case

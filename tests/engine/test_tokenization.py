@@ -10,7 +10,7 @@ import pytest
 from vllm.exceptions import VLLMValidationError
 from vllm.renderers.params import TokenizeParams
 
-from ep_serve.engine import tokenization
+from ep_serve.engine.server import tokenization
 from tests.engine.client import MODEL, Client, text, user
 
 LONG = "ab" * 600_000

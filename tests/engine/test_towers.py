@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from ep_serve.engine import towers as module
-from ep_serve.engine.item import MEL_BINS, PATCH_VALUES, FusedItem
-from ep_serve.engine.statistics import Totals
-from ep_serve.engine.towers import TowerCache, Towers
+from ep_serve.engine.input.fused_item import MEL_BINS, PATCH_VALUES, FusedItem
+from ep_serve.engine.model import towers as module
+from ep_serve.engine.model.statistics import Totals
+from ep_serve.engine.model.towers import TowerCache, Towers
 from ep_serve.sieve import Ask
 
 WIDTH = 4

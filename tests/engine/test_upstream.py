@@ -30,17 +30,17 @@ from vllm.v1.worker.gpu import model_runner as v2_runner
 from vllm.v1.worker.gpu.mm import encoder_runner
 from vllm.v1.worker.gpu.model_states import mm_pruning
 
-from ep_serve.engine import (
+from ep_serve.engine.input import connector
+from ep_serve.engine.input.fused_item import MODALITY
+from ep_serve.engine.server import (
     drain,
     health,
-    media_io,
     openai_patch,
+    patches,
     request_limits,
-    server_patches,
     tokenization,
 )
-from ep_serve.engine.item import MODALITY
-from ep_serve.engine.scheduler import ReducingAsyncScheduler
+from ep_serve.engine.worker.scheduler import ReducingAsyncScheduler
 
 
 def parameters(function: object) -> list[str]:
@@ -66,8 +66,8 @@ def test_the_patched_functions_have_not_changed() -> None:
 
 
 def test_the_patch_takes_the_place_of_what_it_wraps() -> None:
-    server_patches.install()
-    server_patches.install()
+    patches.install()
+    patches.install()
     renderer = online_renderer.OnlineRenderer
     assert renderer.preprocess_chat is openai_patch._preprocess_chat
     assert openai_patch._original_preprocess is not openai_patch._preprocess_chat
@@ -87,8 +87,8 @@ def test_requests_and_usage_take_fields_of_ours() -> None:
 
 def test_media_are_fetched_through_the_connector_of_the_environment() -> None:
     assert "envs.VLLM_MEDIA_CONNECTOR" in inspect.getsource(chat_utils)
-    connector = MEDIA_CONNECTOR_REGISTRY.load(media_io.CONNECTOR)
-    assert isinstance(connector, media_io.EncodedMediaConnector)
+    loaded = MEDIA_CONNECTOR_REGISTRY.load(connector.CONNECTOR)
+    assert isinstance(loaded, connector.EncodedMediaConnector)
     for name in ("load_from_url", "load_from_url_async"):
         assert parameters(getattr(MediaConnector, name)) == [
             "self",
@@ -133,8 +133,8 @@ def test_a_server_that_stops_shuts_its_engine_down_from_a_thread() -> None:
     assert parameters(drain._original_shutdown) == ["self", "timeout"]
     source = inspect.getsource(launcher.serve_http)
     assert "None, partial(engine_client.shutdown, timeout=timeout)" in source
-    server_patches.install()
-    server_patches.install()
+    patches.install()
+    patches.install()
     assert async_llm.AsyncLLM.shutdown is drain._shutdown
     assert drain._original_shutdown is not drain._shutdown
     for name in ("abort", "errored", "get_num_unfinished_requests"):

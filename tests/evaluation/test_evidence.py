@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ep_serve.engine.selection_report import PoolShape, describe
+from ep_serve.engine.input.selection_report import PoolShape, describe
 from ep_serve.evaluation.evidence import Placement, place
 from ep_serve.evaluation.questions import Evidence
 from ep_serve.layout import Image, Kind, Medium, Video

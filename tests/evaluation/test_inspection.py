@@ -9,8 +9,8 @@ import pytest
 from ep_serve.evaluation.client import Server
 from ep_serve.evaluation.errors import EvaluationError
 from ep_serve.evaluation.inspection import MODULES, inspect
-from ep_serve.training.files import Encoding, encode
-from ep_serve.training.scenes import make_scene
+from ep_serve.scenes.encoding import Encoding, encode
+from ep_serve.scenes.scene import make_scene
 from tests.clips import make_image, make_wav
 from tests.evaluation import pages
 from tests.evaluation.mock_server import AUDIO, MockServer, serving

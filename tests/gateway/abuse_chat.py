@@ -10,7 +10,7 @@ import httpx
 
 from ep_serve.contract.generation import DEFAULT_MAX_N, MAX_CHARS, MAX_ENTRIES
 from ep_serve.contract.request_options import RequestOptions
-from ep_serve.gateway.schemas import CHAT_OPENAPI
+from ep_serve.gateway.api.openapi import CHAT_OPENAPI
 from tests.clips import make_clip, make_image, make_wav
 from tests.gateway.abuse_scene import Scene, case, inline
 from tests.gateway.bombs import flac_bomb, opus_bomb, png_bomb

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 from aiohttp import abc, web
 
-from ep_serve.gateway.media.fetch import Fetcher
+from ep_serve.gateway.media.fetch.fetcher import Fetcher
 from tests.gateway.abuse_scene import Scene, case
 
 TRAP = web.AppKey("trap", int)

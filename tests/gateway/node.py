@@ -22,7 +22,7 @@ import yaml
 from openai import OpenAI
 
 from ep_serve.checkpoint.embedded import build
-from ep_serve.engine.process import ServerProcess
+from ep_serve.engine.server.process import ServerProcess
 from tests.engine.client import metric
 from tests.gateway.conftest import bearer, write_keys
 

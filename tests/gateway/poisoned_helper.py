@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ep_serve.gateway.media import probe_server
+from ep_serve.gateway.media.probe import helper
 
-_start = probe_server._start
+_start = helper._start
 
 
 def _poisoned(job: dict[str, Any], children: dict[int, str]) -> None:
@@ -22,7 +22,7 @@ def _poisoned(job: dict[str, Any], children: dict[int, str]) -> None:
     _start(job, children)
 
 
-probe_server._start = _poisoned
+helper._start = _poisoned
 
 if __name__ == "__main__":
-    probe_server.main()
+    helper.main()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ep_serve.gateway.errors import ApiError
-from ep_serve.gateway.media.addresses import check_url, is_allowed, is_public
+from ep_serve.gateway.media.fetch.addresses import check_url, is_allowed, is_public
 from ep_serve.gateway.settings import FetchSettings
 
 PRIVATE = [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from ep_serve.gateway.connections import (
+from ep_serve.gateway.upstream.connection import (
     HIGH_WATER,
     BrokenAnswerError,
     Connection,

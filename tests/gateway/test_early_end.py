@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from ep_serve.gateway.media.fetch import Fetcher
-from ep_serve.gateway.media.shared import SharedStore
+from ep_serve.gateway.media.fetch.fetcher import Fetcher
+from ep_serve.gateway.media.store.shared import SharedStore
 from ep_serve.gateway.settings import MediaSettings
 from tests.gateway.test_media import fetching, origin
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from ep_serve.gateway.circuit import Outcome
-from ep_serve.gateway.routing import Demand
 from ep_serve.gateway.settings import QueueSettings, RoutingSettings
-from ep_serve.gateway.upstreams import Upstream
+from ep_serve.gateway.upstream.circuit import Outcome
+from ep_serve.gateway.upstream.pool import Upstream
+from ep_serve.gateway.upstream.router import Demand
 from tests.gateway.conftest import MakeWorld, World
 from tests.gateway.mock_upstream import MODEL, MockUpstream
 from tests.gateway.test_routing import make_router

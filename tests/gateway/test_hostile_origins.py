@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from ep_serve.gateway.errors import ApiError
-from ep_serve.gateway.media.fetch import Fetcher
+from ep_serve.gateway.media.fetch.fetcher import Fetcher
 from ep_serve.gateway.settings import MediaSettings
 from tests.gateway.test_media import fetching
 

@@ -22,8 +22,8 @@ import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from ep_serve.gateway import http_protocol
-from ep_serve.gateway.client_connections import STARTS, FairStart
+from ep_serve.gateway.http import protocol
+from ep_serve.gateway.http.client_connections import STARTS, FairStart
 from ep_serve.gateway.server import running
 from ep_serve.gateway.settings import load
 from tests.gateway.conftest import MakeWorld, World, bearer
@@ -195,14 +195,14 @@ async def test_a_few_requests_may_be_pipelined_and_then_the_connection_closes(
         w.engine.gate.set()
         # Their answers come in order, and none is lost.
         received = await client.rest()
-        assert statuses(received) == [200] * (1 + http_protocol.MAX_PIPELINED) + [400]
+        assert statuses(received) == [200] * (1 + protocol.MAX_PIPELINED) + [400]
         assert received.index(b"[DONE]") < received.index(b'chat.completion"')
 
 
 async def test_pipelined_bodies_of_all_connections_are_bounded(
     world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_protocol, "MAX_QUEUED_BYTES", 100_000)
+    monkeypatch.setattr(protocol, "MAX_QUEUED_BYTES", 100_000)
     async with world() as w, AsyncExitStack() as stack:
         w.engine.gate = asyncio.Event()
         clients = [await stack.enter_async_context(connected(w.now.port)) for _ in range(4)]
@@ -256,7 +256,7 @@ async def test_an_answer_ends_when_its_client_goes_whatever_is_pipelined(
 async def test_a_client_that_reads_nothing_is_cut_off(
     world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_protocol, "WRITE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(protocol, "WRITE_TIMEOUT_S", 0.3)
     async with world(playground={"enabled": True}) as w, connected(w.now.port) as client:
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         page = b"GET /playground HTTP/1.1\r\nHost: a\r\n\r\n"

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ep_serve.gateway.body.json_body import MAX_DEPTH, MAX_VALUES, JsonBody
 from ep_serve.gateway.errors import ApiError
-from ep_serve.gateway.json_body import MAX_DEPTH, MAX_VALUES, MIN_MEDIA_BYTES, JsonBody
+from ep_serve.gateway.media.inlined import MIN_MEDIA_BYTES
 
 MIB = 1 << 20
 VALUES = st.recursive(

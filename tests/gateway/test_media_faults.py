@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from ep_serve.gateway.media import fetch
+from ep_serve.gateway.media.fetch import fetcher
 from tests.clips import make_image, make_wav
 from tests.gateway.abuse_scene import settled
 from tests.gateway.conftest import MakeWorld, World, bearer
@@ -71,7 +71,7 @@ async def test_media_inside_requests_do_not_wait_for_servers_elsewhere(
 async def test_a_server_that_sends_too_slowly_is_given_up(
     world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(fetcher, "PATIENCE_S", 0.3)
 
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -244,7 +244,7 @@ async def test_a_full_disk_is_said_and_what_is_stored_is_served(
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr("ep_serve.gateway.media.upload.Upload._write", full)
+            patch.setattr("ep_serve.gateway.media.store.upload.Upload._write", full)
             for answer in (
                 await w.upload(make_image(number=1)),
                 await w.ask(part("image_url", data_url(make_image(number=2)))),

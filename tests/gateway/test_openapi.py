@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ep_serve.gateway.app import create_app
+from ep_serve.gateway.api.app import create_app
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.mock_upstream import MODEL
 

@@ -11,7 +11,7 @@ import pytest
 
 from ep_serve import cli, node
 from ep_serve.gateway import playground
-from ep_serve.gateway.app import create_app
+from ep_serve.gateway.api.app import create_app
 from ep_serve.gateway.command import add_options, run
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.test_api import check_error
@@ -113,7 +113,7 @@ def test_a_node_with_a_playground_has_a_gateway(monkeypatch: pytest.MonkeyPatch)
         started.append(given)
         return 0
 
-    monkeypatch.setattr("ep_serve.engine.serve.problems", lambda _: [])
+    monkeypatch.setattr("ep_serve.engine.server.serve.problems", lambda _: [])
     monkeypatch.setattr(node, "serve_with_gateway", start)
     assert cli.main(["serve", "here", "--playground", "--port", "9", "--enforce-eager"]) == 0
     assert started == [("here", ["--enforce-eager"], ["--port", "9", "--playground"])]

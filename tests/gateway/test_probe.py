@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from ep_serve.gateway.errors import ApiError
-from ep_serve.gateway.media import probe
-from ep_serve.gateway.media.probe import Prober
+from ep_serve.gateway.media.probe import processes
+from ep_serve.gateway.media.probe.processes import Prober
 from ep_serve.gateway.metrics import Metrics
 from ep_serve.gateway.settings import ProbeSettings
 from tests.clips import make_clip, make_image, make_sound, make_wav
@@ -145,7 +145,7 @@ async def test_a_helper_that_dies_is_replaced(tmp_path: Path) -> None:
 async def test_a_medium_that_ends_the_helper_is_the_only_one_that_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "MODULE", "tests.gateway.poisoned_helper")
+    monkeypatch.setattr(processes, "MODULE", "tests.gateway.poisoned_helper")
     async with probing(tmp_path, concurrency=6) as (_, prober):
         paths = [tmp_path / f"medium {number}" for number in range(6)]
         for number, path in enumerate(paths):
@@ -162,8 +162,8 @@ async def test_a_medium_that_ends_the_helper_is_the_only_one_that_is_refused(
 async def test_a_helper_that_does_not_answer_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "MODULE", "tests.gateway.poisoned_helper")
-    monkeypatch.setattr(probe, "_GRACE_S", 2.0)
+    monkeypatch.setattr(processes, "MODULE", "tests.gateway.poisoned_helper")
+    monkeypatch.setattr(processes, "_GRACE_S", 2.0)
     async with probing(tmp_path, concurrency=2, timeout_s=3) as (_, prober):
         good, bad = tmp_path / "good", tmp_path / "bad"
         good.write_bytes(make_wav(0.1))

@@ -12,8 +12,8 @@ import pytest
 from ep_serve.gateway import logs
 from ep_serve.gateway.errors import ApiError
 from ep_serve.gateway.metrics import Metrics
-from ep_serve.gateway.quarantine import MAX_ENTRIES, Quarantine, logger
-from ep_serve.gateway.relay import Job
+from ep_serve.gateway.upstream.quarantine import MAX_ENTRIES, Quarantine, logger
+from ep_serve.gateway.upstream.relay import Job
 from tests.clips import make_image
 from tests.gateway.conftest import MakeWorld, World, bearer
 from tests.gateway.mock_upstream import POISON, MockUpstream, Mode

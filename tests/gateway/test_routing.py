@@ -9,13 +9,13 @@ from contextlib import suppress
 import pytest
 from yarl import URL
 
-from ep_serve.gateway.circuit import Outcome
 from ep_serve.gateway.errors import ApiError
 from ep_serve.gateway.metrics import Metrics
-from ep_serve.gateway.routing import Demand, Router, rendezvous
 from ep_serve.gateway.settings import GatewaySettings, QueueSettings, RoutingSettings, load
 from ep_serve.gateway.tracing import Tracing
-from ep_serve.gateway.upstreams import Upstream, Upstreams
+from ep_serve.gateway.upstream.circuit import Outcome
+from ep_serve.gateway.upstream.pool import Upstream, Upstreams
+from ep_serve.gateway.upstream.router import Demand, Router, rendezvous
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.mock_upstream import MODEL, MockUpstream
 from tests.gateway.test_api import check_error

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from ep_serve.gateway.errors import ApiError
-from ep_serve.gateway.media import index
-from ep_serve.gateway.media.index import File
-from ep_serve.gateway.media.shared import ORPHAN_S, SharedStore
+from ep_serve.gateway.media.store import index
+from ep_serve.gateway.media.store.index import File
+from ep_serve.gateway.media.store.shared import ORPHAN_S, SharedStore
 from ep_serve.gateway.metrics import Metrics
 from ep_serve.gateway.settings import S3Settings, SettingsError, StoreSettings
 from tests.clips import make_image, make_wav
@@ -313,7 +313,7 @@ async def test_a_copy_that_the_disk_has_no_room_for_is_refused(
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr("ep_serve.gateway.media.upload.Upload._write", full)
+            patch.setattr("ep_serve.gateway.media.store.upload.Upload._write", full)
             with pytest.raises(ApiError) as error:
                 await content(b, file)
             assert error.value.status == 507

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ep_serve.gateway.media.in_use import InUse
-from ep_serve.gateway.media.slots import FairSlots
+from ep_serve.gateway.media.store.in_use import InUse
+from ep_serve.gateway.slots import FairSlots
 
 pytestmark = pytest.mark.anyio
 

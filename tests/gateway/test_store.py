@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from ep_serve.gateway.errors import ApiError
-from ep_serve.gateway.media import index
-from ep_serve.gateway.media.index import Blob, Index
-from ep_serve.gateway.media.store import Store
+from ep_serve.gateway.media.store import index
+from ep_serve.gateway.media.store.index import Blob, Index
+from ep_serve.gateway.media.store.local import Store
 from ep_serve.gateway.metrics import Metrics
 from ep_serve.gateway.settings import SettingsError, StoreSettings
 

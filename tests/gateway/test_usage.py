@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ep_serve.gateway.sse import Events
+from ep_serve.gateway.upstream.sse import Events
 from tests.gateway.conftest import MakeWorld, World
 from tests.gateway.mock_upstream import MODEL
 

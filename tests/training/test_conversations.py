@@ -10,7 +10,7 @@ import torch
 
 from ep_serve.checkpoint.config import load_config
 from ep_serve.layout import Kind
-from ep_serve.training.conversations import (
+from ep_serve.training.data.conversations import (
     ConversationError,
     FrozenTowers,
     Reader,

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from ep_serve.layout import Kind
-from ep_serve.training import architecture
-from ep_serve.training.data import (
+from ep_serve.scenes.questions import Question, ask
+from ep_serve.scenes.scene import make_scene
+from ep_serve.training.data.clip_features import Features, features
+from ep_serve.training.data.examples import (
     NOT_TOLD,
     Prompts,
     collate_lessons,
@@ -17,12 +19,10 @@ from ep_serve.training.data import (
     sound_alone,
     still,
 )
-from ep_serve.training.features import Features, features
-from ep_serve.training.labels import tell_seconds
-from ep_serve.training.language import Lessons, point
-from ep_serve.training.questions import Question, ask
-from ep_serve.training.scenes import make_scene
-from ep_serve.training.tokens import TokenClip
+from ep_serve.training.data.labels import tell_seconds
+from ep_serve.training.data.token_clip import TokenClip
+from ep_serve.training.loop.language import Lessons, point
+from ep_serve.training.model import architecture
 
 SECONDS = 6
 

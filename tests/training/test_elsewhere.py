@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from ep_serve.media import Clip, MediaLimits, SamplingRule, decode_clip
-from ep_serve.training.elsewhere import VoiceError, encode
-from ep_serve.training.scenes import Scene, Sight, Sound
+from ep_serve.scenes.other_sources import VoiceError, encode
+from ep_serve.scenes.scene import Scene, Sight, Sound
 
 SCENE = Scene(
     seed=0,

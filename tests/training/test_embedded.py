@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from ep_serve.checkpoint.check import check
-from ep_serve.training.embedded import Effort, train
-from ep_serve.training.language import VARIANTS
-from ep_serve.training.weights import load_thinker
+from ep_serve.training.loop.embedded import Effort, train
+from ep_serve.training.loop.language import VARIANTS
+from ep_serve.training.model.weights import load_thinker
 
 pytestmark = pytest.mark.slow
 

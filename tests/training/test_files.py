@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from ep_serve.media import MediaLimits, SamplingRule, decode_clip
-from ep_serve.training import sounds
-from ep_serve.training.clips import make_clip
-from ep_serve.training.files import Encoding, encode
-from ep_serve.training.pictures import draw
-from ep_serve.training.scenes import make_scene
+from ep_serve.scenes import sounds
+from ep_serve.scenes.encoding import Encoding, encode
+from ep_serve.scenes.pictures import draw
+from ep_serve.scenes.scene import make_scene
+from ep_serve.training.data.clips import make_clip
 
 BOUNDS = (9 * 28 * 28, 9 * 28 * 28)
 SCENE = make_scene(2, 5)

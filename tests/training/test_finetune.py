@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from ep_serve.checkpoint.check import check
 from ep_serve.cli import main
-from ep_serve.training.weights import load_thinker
+from ep_serve.training.model.weights import load_thinker
 from tests.clips import make_clip
 
 OPTIONS = ("--batch", "2", "--rate", "1e-3", "--min-pixels", "3136", "--max-pixels", "12544")

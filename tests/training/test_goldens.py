@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from ep_serve.layout import spread
-from ep_serve.training.batch import Batch, Example, collate
-from ep_serve.training.model import Thinker
-from ep_serve.training.weights import load_thinker
+from ep_serve.training.model.batch import Batch, Example, collate
+from ep_serve.training.model.thinker import Thinker
+from ep_serve.training.model.weights import load_thinker
 from tests.goldens import CASES, CHECKPOINT, load_case, needs_goldens
 from tests.layout.test_goldens import layout_of
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ep_serve.training.guessing import Asked, Guesser, Senses, guessed_right
-from ep_serve.training.questions import ask, ask_any
-from ep_serve.training.scenes import make_scene
+from ep_serve.scenes.guessing import Asked, Guesser, Senses, guessed_right
+from ep_serve.scenes.questions import ask, ask_any
+from ep_serve.scenes.scene import make_scene
 
 Shares = dict[str, dict[str, float]]
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import ep_serve.demo
-from ep_serve.training import architecture
-from ep_serve.training.embedded import Effort, train
-from ep_serve.training.store import save
-from ep_serve.training.towers import Hearing, Seeing
-from ep_serve.training.weights import TOWERS, read_named
+from ep_serve.training.data.store import save
+from ep_serve.training.loop.embedded import Effort, train
+from ep_serve.training.loop.towers import Hearing, Seeing
+from ep_serve.training.model import architecture
+from ep_serve.training.model.weights import TOWERS, read_named
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

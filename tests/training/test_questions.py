@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ep_serve.training.questions import (
+from ep_serve.scenes.questions import (
     ANSWERS,
     BY_EAR,
     BY_EYE,
@@ -17,7 +17,7 @@ from ep_serve.training.questions import (
     ask_any,
     words,
 )
-from ep_serve.training.scenes import Scene, Sight, Sound, make_scene
+from ep_serve.scenes.scene import Scene, Sight, Sound, make_scene
 
 scenes = st.builds(make_scene, st.integers(0, 10**7), st.integers(4, 30))
 

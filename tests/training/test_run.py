@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from ep_serve.training.run import Run, schedule
-from ep_serve.training.together import train_together
+from ep_serve.training.loop.data_parallel import train_together
+from ep_serve.training.loop.run import Run, schedule
 
 STEPS = 6
 

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ep_serve.training.clips import make_clip
-from ep_serve.training.labels import label, tell_seconds
-from ep_serve.training.pictures import draw
-from ep_serve.training.scenes import LEAST_SHARED, Scene, Sight, Sound, make_scene
-from ep_serve.training.sounds import SAMPLE_RATE, play
+from ep_serve.scenes.pictures import draw
+from ep_serve.scenes.scene import LEAST_SHARED, Scene, Sight, Sound, make_scene
+from ep_serve.scenes.sounds import SAMPLE_RATE, play
+from ep_serve.training.data.clips import make_clip
+from ep_serve.training.data.labels import label, tell_seconds
 
 BOUNDS = (9 * 28 * 28, 9 * 28 * 28)
 scenes = st.builds(make_scene, st.integers(0, 10**7), st.integers(4, 30))

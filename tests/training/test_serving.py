@@ -11,20 +11,20 @@ import torch
 from transformers import Qwen2_5OmniProcessor
 
 from ep_serve.checkpoint.sections import scaled_sections
-from ep_serve.engine.features import MediaProcessor
-from ep_serve.engine.medium import EncodedMedium, Modality
+from ep_serve.engine.input.media_features import MediaProcessor
+from ep_serve.engine.input.medium import EncodedMedium, Modality
 from ep_serve.engine.settings import EngineSettings, MediaSettings, Settings
 from ep_serve.layout import Kind
 from ep_serve.rope import channel_rows
+from ep_serve.scenes.encoding import Encoding, encode
+from ep_serve.scenes.scene import make_scene
 from ep_serve.sieve import Ask, Pool, get_sieve
 from ep_serve.sieve.cs2 import CS2Sieve
-from ep_serve.training.architecture import BOUNDS
-from ep_serve.training.batch import Example, collate
-from ep_serve.training.conversations import FrozenTowers, Reader, read_conversations
-from ep_serve.training.files import Encoding, encode
-from ep_serve.training.model import Thinker
-from ep_serve.training.scenes import make_scene
-from ep_serve.training.weights import load_thinker
+from ep_serve.training.data.conversations import FrozenTowers, Reader, read_conversations
+from ep_serve.training.model.architecture import BOUNDS
+from ep_serve.training.model.batch import Example, collate
+from ep_serve.training.model.thinker import Thinker
+from ep_serve.training.model.weights import load_thinker
 from tests.clips import make_image, make_wav
 from tests.reference_refiner import ReferenceRefiner
 

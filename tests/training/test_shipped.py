@@ -10,20 +10,20 @@ import torch
 
 import ep_serve.demo
 from ep_serve.checkpoint.check import check
-from ep_serve.checkpoint.features import TEMPORAL_PATCH, log_mel, shrunk, video_patches
 from ep_serve.layout import audio_token_count
 from ep_serve.media import MediaLimits, SamplingRule, decode_clip
-from ep_serve.training import architecture
-from ep_serve.training.clips import make_clip
-from ep_serve.training.conversations import FrozenTowers
-from ep_serve.training.data import Prompts, collate_lessons
-from ep_serve.training.features import processors
-from ep_serve.training.files import Encoding, encode
-from ep_serve.training.labels import label
-from ep_serve.training.language import Lessons
-from ep_serve.training.scenes import make_scene
-from ep_serve.training.tokens import TokenClip
-from ep_serve.training.weights import load_thinker
+from ep_serve.preprocess.features import TEMPORAL_PATCH, log_mel, shrunk, video_patches
+from ep_serve.scenes.encoding import Encoding, encode
+from ep_serve.scenes.scene import make_scene
+from ep_serve.training.data.clip_features import processors
+from ep_serve.training.data.clips import make_clip
+from ep_serve.training.data.conversations import FrozenTowers
+from ep_serve.training.data.examples import Prompts, collate_lessons
+from ep_serve.training.data.labels import label
+from ep_serve.training.data.token_clip import TokenClip
+from ep_serve.training.loop.language import Lessons
+from ep_serve.training.model import architecture
+from ep_serve.training.model.weights import load_thinker
 
 MODEL = Path(ep_serve.demo.__file__).parent / "model"
 SEEDS = range(3_000_000, 3_000_016)

@@ -13,9 +13,9 @@ from ep_serve.checkpoint.config import load_config, text_config
 from ep_serve.layout import Layout
 from ep_serve.sieve import Ask
 from ep_serve.sieve.omnisift import OmniSiftSieve
-from ep_serve.training.batch import Batch, Example, collate
-from ep_serve.training.model import Thinker
-from ep_serve.training.sift import sift
+from ep_serve.training.model.batch import Batch, Example, collate
+from ep_serve.training.model.omnisift import sift
+from ep_serve.training.model.thinker import Thinker
 from tests.sieve.pools import HIDDEN_SIZE, clip_layout, pool_for
 
 KEEP_RATIO = 0.3

@@ -6,8 +6,10 @@ import binascii
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ep_serve.gateway.media.upload import Upload
+    from ep_serve.gateway.media.store.upload import Upload
 
+MIN_MEDIA_BYTES = 16 * 2**10
+"""Strings of a JSON body that are shorter stay in its text."""
 _BLOCK = 64 * 2**10
 """Characters that are decoded at once."""
 _MAX_START = 256

@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 from ep_serve.contract.content_parts import content_fields
 from ep_serve.gateway.errors import invalid
-from ep_serve.gateway.json_body import MIN_MEDIA_BYTES
-from ep_serve.gateway.media.inlined import InlinedMedium
+from ep_serve.gateway.media.inlined import MIN_MEDIA_BYTES, InlinedMedium
 
 Modality = Literal["image", "video", "audio"]
 

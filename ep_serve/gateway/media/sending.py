@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import FileResponse
 
-from ep_serve.gateway.streaming import BodyWriter
+from ep_serve.gateway.http.body_writer import BodyWriter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from ep_serve.contract.media_formats import CONTAINERS
 from ep_serve.gateway.errors import ApiError, too_many_media
-from ep_serve.gateway.media.fetch import Fetcher, too_large
-from ep_serve.gateway.media.index import Blob, File
+from ep_serve.gateway.media.fetch.fetcher import Fetcher, too_large
 from ep_serve.gateway.media.inlined import InlinedMedium
 from ep_serve.gateway.media.lending import Lender
 from ep_serve.gateway.media.parts import Inline, MediaPart, Modality, Remote, Uploaded
-from ep_serve.gateway.media.probe import Prober
-from ep_serve.gateway.media.slots import FairSlots
-from ep_serve.gateway.media.store import Store
+from ep_serve.gateway.media.probe.processes import Prober
+from ep_serve.gateway.media.store.index import Blob, File
+from ep_serve.gateway.media.store.local import Store
+from ep_serve.gateway.slots import FairSlots
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from ep_serve.gateway.keys import Key
     from ep_serve.gateway.limits import KeyLimits
-    from ep_serve.gateway.media.upload import Upload
+    from ep_serve.gateway.media.store.upload import Upload
     from ep_serve.gateway.metrics import Metrics
     from ep_serve.gateway.settings import GatewaySettings, StoreSettings
     from ep_serve.gateway.tracing import Tracing
@@ -171,7 +171,7 @@ class MediaService:
 def _store(settings: StoreSettings, metrics: Metrics) -> Store:
     if settings.s3 is None:
         return Store(settings, metrics)
-    from ep_serve.gateway.media.shared import SharedStore  # its library takes time to load
+    from ep_serve.gateway.media.store.shared import SharedStore  # its library takes time to load
 
     return SharedStore(settings, settings.s3, metrics)
 

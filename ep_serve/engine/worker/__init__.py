@@ -1,0 +1,1 @@
+"""Worker and scheduler: worker classes, the scheduler, and the guard of grammars."""

@@ -1,0 +1,25 @@
+"""The worker on a CPU. Nothing that a GPU's worker imports may import this module.
+
+vLLM's module replaces `torch.cuda.Event`, `torch.cuda.Stream`, `Tensor.pin_memory`,
+`torch.accelerator.synchronize` and more by stand-ins, for the whole process that imports it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from ep_serve.engine.worker.base_worker import OutcomesInOutputs
+
+
+class ReducingCPUWorker(OutcomesInOutputs, CPUWorker):
+    """vLLM's CPU worker, whose V1 runner is told that the model prunes; see also `gpu_worker.py`.
+
+    The GPU runner finds out by itself when it loads the model; the CPU runner has a `load_model` of
+    its own, which forgets to (vLLM 0.32, `v1/worker/cpu_model_runner.py`).
+    """
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)
+        self.model_runner.is_multimodal_pruning_enabled = True

@@ -1,0 +1,11 @@
+"""The worker on a GPU."""
+
+from __future__ import annotations
+
+from vllm.v1.worker.gpu_worker import Worker
+
+from ep_serve.engine.worker.base_worker import OutcomesInOutputs
+
+
+class ReducingGPUWorker(OutcomesInOutputs, Worker):
+    """vLLM's GPU worker, whose outputs tell what became of the items of their step."""

@@ -1,7 +1,0 @@
-"""Names of classes that vLLM is told; free of imports, so that every process may read them."""
-
-from __future__ import annotations
-
-SCHEDULER = "ep_serve.engine.scheduler.reducing_scheduler"
-CPU_WORKER = "ep_serve.engine.cpu_worker.ReducingCPUWorker"
-GPU_WORKER = "ep_serve.engine.gpu_worker.ReducingGPUWorker"

@@ -1,0 +1,1 @@
+"""The routes that clients call, and the checks of their requests."""

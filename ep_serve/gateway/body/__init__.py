@@ -1,0 +1,1 @@
+"""Reading request bodies inside bounds of size, memory and time."""

@@ -1,0 +1,1 @@
+"""Fetching media from URLs that clients name."""

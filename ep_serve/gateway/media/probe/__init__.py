@@ -1,0 +1,1 @@
+"""Probing media in helper processes: format, size and duration, without decoding."""

@@ -1,0 +1,1 @@
+"""Media on disk or in a bucket, by their SHA-256."""

@@ -1,0 +1,1 @@
+"""From decoded media to what the towers read."""

@@ -1,0 +1,1 @@
+"""Synthetic clips whose right answers are known, and questions about them. Free of torch."""

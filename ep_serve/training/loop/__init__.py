@@ -1,0 +1,1 @@
+"""Training loops, their state on disk, and the final examination."""

@@ -10,9 +10,15 @@ export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 export VLLM_NO_USAGE_STATS ?= 1
 export DO_NOT_TRACK ?= 1
+# Without compiled modules every process compiles all tests anew, and their servers this package.
+unexport PYTHONDONTWRITEBYTECODE
+
+# tests/conftest.py says which tests share a process.
+WORKERS ?= 2
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast loadtest lint format clean
+.PHONY: help setup demo test pytest test-fast loadtest lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,11 +29,13 @@ setup:  ## create or update .venv (a second or two when nothing changed)
 demo: setup  ## serve a tiny model and show what the reduction does
 	@$(BIN)/python -m ep_serve.demo
 
-test: lint  ## lint, types, import contracts, then all tests (engine tests last)
-	@$(BIN)/pytest
+test: lint pytest  ## lint, types, import contracts, then all tests
 
-test-fast: setup  ## only the tests that start no engine
-	@$(BIN)/pytest -m "not engine"
+pytest: setup  ## all tests, in two processes
+	@$(PYTEST)
+
+test-fast: setup  ## only the tests that take seconds
+	@$(PYTEST) -m "not engine and not slow"
 
 loadtest: setup  ## stock vLLM, no reduction and two keep ratios side by side, with a report
 	@$(BIN)/python -m loadtest run --eager

@@ -118,6 +118,7 @@ def test_the_context_holds_what_is_copied_and_little_else() -> None:
 # --- following a Dockerfile -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(reason_against()), reason=reason_against())
 def test_following_the_gateways_dockerfile_gives_a_small_gateway_that_answers(
     tmp_path: Path,

@@ -18,7 +18,7 @@ from ep_serve.contract.media_tokens import MEDIA_TOKENS
 from tests.clips import make_clip, make_image, make_sound, make_wav
 from tests.engine.client import MODEL, Client, audio, image, part, text, user, video
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("server")]
 
 Parts = Callable[[], list[dict[str, Any]]]
 

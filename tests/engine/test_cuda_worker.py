@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 WORKER = """
 import importlib, pkgutil, sys
 
@@ -43,6 +45,7 @@ print("imported:", [name for name in sys.modules if name.startswith("vllm.v1.wor
 """
 
 
+@pytest.mark.slow
 def test_what_a_cuda_worker_imports_replaces_nothing_in_torch() -> None:
     done = subprocess.run([sys.executable, "-c", WORKER], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

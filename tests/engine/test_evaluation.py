@@ -12,7 +12,7 @@ from ep_serve.evaluation.results import read_rows
 from tests.clips import make_clip
 from tests.engine.client import Client
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("server")]
 
 
 def test_a_server_can_be_evaluated_and_inspected(server: Client, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.engine import fuzz_requests
 from tests.engine.client import Client, text, user
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("server")]
 
 AT_ONCE = 40
 BATCHES = 50

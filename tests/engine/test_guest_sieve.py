@@ -14,7 +14,7 @@ import pytest
 
 from tests.clips import make_clip, make_image
 from tests.engine import guest_sieve
-from tests.engine.client import MODEL, Client, image, text, user, video
+from tests.engine.client import MODEL, Client, golden_messages, image, text, user, video
 from tests.engine.guest_sieve import SLOW_SECONDS
 from tests.engine.test_other_sieves import installed, serving_stock
 
@@ -57,6 +57,13 @@ def tokens(response: httpx.Response) -> list[int]:
     assert response.status_code == 200, response.text
     ids: list[int] = response.json()["choices"][0]["token_ids"]
     return ids
+
+
+def test_a_sieve_from_another_package_is_served(served: Client) -> None:
+    clip = golden_messages("video_c_r020")
+    assert served.ask(clip, max_tokens=2).reduction["video"] == {"full": 36, "kept": 7}
+    reduction = served.ask(clip, max_tokens=2, keep_ratio=0.5).reduction
+    assert reduction["video"] == {"full": 36, "kept": 18}
 
 
 @pytest.mark.parametrize(("keep_ratio", "message"), FAILS.items())

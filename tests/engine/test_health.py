@@ -113,6 +113,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
         *("--served-model-name", "golden"),
         *("--max-model-len", "2048"),
         *("--kv-cache-memory-bytes", str(256 << 20)),
+        *("--limit-mm-per-prompt.audio", "0"),
         "--enforce-eager",
         *("--additional-config", json.dumps({"ep_serve": {"step_timeout_s": TIMEOUT}})),
     ]
@@ -137,6 +138,13 @@ def test_vllms_own_server_takes_our_fields_and_reports_the_reduction(server: Cli
     question = user(video(make_clip(2, seed=3)), text("What is it?"))
     answer = server.ask(question, keep_ratio=0.5)
     assert answer.reduction["keep_ratio"] == 0.5
+
+
+@pytest.mark.engine
+def test_without_an_audio_tower_the_sound_of_a_clip_is_not_read(server: Client) -> None:
+    reduction = server.ask(user(video(make_clip(2, seed=4)), text("What is it?"))).reduction
+    assert reduction["video"]["full"] > 0
+    assert reduction["audio"] == {"full": 0, "kept": 0}
 
 
 @pytest.mark.engine

@@ -179,32 +179,3 @@ class TestNone(EverySieve):
         answer = served.ask(golden_messages("aiv_a_r100"))
         assert answer.prompt_tokens == case["stats"]["L"]
         assert answer.reduction["av_tokens_kept"] == case["stats"]["n_av"]
-
-
-EVERY_OTHER = """
-import torch
-from ep_serve.sieve import Selection, Sieve
-
-
-class EveryOther(Sieve):
-    name, reads_text, uses_refiner = "every-other", False, False
-
-    def select(self, pool, k):
-        return torch.arange(pool.size, device=pool.hidden.device)[::2][:k].contiguous()
-
-    @classmethod
-    def plan(cls, layout, ask):
-        plan = super().plan(layout, ask)
-        return type(plan)(min(plan.keep, (layout.num_av + 1) // 2))
-"""
-
-
-def test_a_sieve_from_another_package_is_served(tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = installed(tmp_path_factory, "every-other", "every_other:EveryOther", EVERY_OTHER)
-    options = ("--sieve", "every-other", "--keep-ratio", "0.5", "--limit-mm-per-prompt.audio", "0")
-    with serving_stock(tmp_path_factory, *options, environment={"PYTHONPATH": path}) as server:
-        reduction = server.ask(golden_messages("video_c_r020"), max_tokens=2).reduction
-        assert reduction["video"] == {"full": 36, "kept": 18}
-        # Without an audio tower the sound of a clip is not read.
-        heard = server.ask(golden_messages("aiv_a_r020"), max_tokens=2).reduction
-        assert (heard["video"]["full"], heard["audio"]["full"]) == (64, 0)

@@ -305,6 +305,7 @@ def post(server: Client, route: str, body: dict[str, Any]) -> httpx.Response:
 
 
 @pytest.mark.engine
+@pytest.mark.xdist_group("server")
 @pytest.mark.parametrize(("route", "field", "body"), REFUSED.values(), ids=REFUSED.keys())
 def test_a_request_out_of_bounds_is_refused_by_name(
     server: Client, route: str, field: str, body: dict[str, Any]
@@ -316,6 +317,7 @@ def test_a_request_out_of_bounds_is_refused_by_name(
 
 
 @pytest.mark.engine
+@pytest.mark.xdist_group("server")
 @pytest.mark.parametrize("body", [{"new_data_parallel_size": 2}, [], None])
 def test_a_server_that_cannot_scale_says_so(server: Client, body: Any) -> None:
     response = httpx.post(f"{server.root}/scale_elastic_ep", json=body, timeout=60)
@@ -324,6 +326,7 @@ def test_a_server_that_cannot_scale_says_so(server: Client, body: Any) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.xdist_group("server")
 def test_items_to_score_have_no_media_tokens(server: Client) -> None:
     body = {"query": "x", "items": ["a", "<|VIDEO|>"], "label_token_ids": [1, 2]}
     response = httpx.post(f"{server.root}/generative_scoring", json=body, timeout=60)
@@ -331,6 +334,7 @@ def test_items_to_score_have_no_media_tokens(server: Client) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.xdist_group("server")
 @pytest.mark.parametrize(
     "medium", [image(make_image()), video(make_clip(1))], ids=["image", "clip"]
 )
@@ -342,6 +346,7 @@ def test_a_marker_beside_a_medium_is_refused(server: Client, medium: dict[str, A
 
 
 @pytest.mark.engine
+@pytest.mark.xdist_group("server")
 @pytest.mark.parametrize(
     ("route", "body"),
     [
@@ -362,6 +367,7 @@ def test_a_grammar_that_leads_nowhere_is_the_clients_error(
 
 
 @pytest.mark.engine
+@pytest.mark.xdist_group("server")
 def test_a_grammar_that_cannot_be_compiled_is_the_clients_error(server: Client) -> None:
     schema = {"type": "string", "minLength": -1, "maxLength": 1}
     response = post(server, "chat/completions", {"structured_outputs": {"json": schema}})
@@ -370,6 +376,7 @@ def test_a_grammar_that_cannot_be_compiled_is_the_clients_error(server: Client) 
 
 
 @pytest.mark.engine
+@pytest.mark.xdist_group("server")
 def test_a_stream_ends_with_why_its_grammar_leads_nowhere(server: Client) -> None:
     given = {"structured_outputs": {"regex": NOTHING_FOLLOWS}, "stream": True}
     response = post(server, "chat/completions", given)
@@ -379,6 +386,7 @@ def test_a_stream_ends_with_why_its_grammar_leads_nowhere(server: Client) -> Non
 
 
 @pytest.mark.engine
+@pytest.mark.xdist_group("server")
 def test_media_of_a_request_that_was_refused_late_can_be_sent_again(server: Client) -> None:
     messages = user(video(make_clip(1, seed=71)), text("What is it?"))
     refused = {"messages": messages, "logprobs": True, "top_logprobs": 1_000}

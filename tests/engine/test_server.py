@@ -30,7 +30,7 @@ from tests.engine.client import (
 )
 from tests.goldens import CASES, CLIPS, load_case
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("server")]
 
 DEFAULT_RATE = [name for name in CASES if "fps" not in name]
 

@@ -14,6 +14,7 @@ SLACK_S = 10
 
 
 @pytest.mark.slow
+@pytest.mark.quiet
 @pytest.mark.timeout(900)
 def test_floods_take_neither_the_gateways_memory_nor_another_tenants_answers() -> None:
     script = [sys.executable, str(ROOT / "scripts" / "flood_gateway.py")]

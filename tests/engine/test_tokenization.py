@@ -67,6 +67,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any]]] = {  # route, field, body
 
 
 @pytest.mark.engine
+@pytest.mark.xdist_group("server")
 @pytest.mark.parametrize(("route", "field", "body"), REFUSED.values(), ids=REFUSED.keys())
 def test_too_much_text_is_refused(
     server: Client, route: str, field: str, body: dict[str, Any]
@@ -78,6 +79,7 @@ def test_too_much_text_is_refused(
 
 
 @pytest.mark.engine
+@pytest.mark.xdist_group("server")
 def test_texts_that_fit_are_scored(server: Client) -> None:
     body = {"model": MODEL, "query": [1] * 2_000, "items": [[1] * 46, [2]], **LABELS}
     response = httpx.post(f"{server.root}/generative_scoring", json=body, timeout=60)
@@ -86,6 +88,7 @@ def test_texts_that_fit_are_scored(server: Client) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.xdist_group("server")
 def test_a_truncated_prompt_is_the_one_that_was_kept(server: Client) -> None:
     answers = []
     for prompt in ("x y z " * 4_000, "x y z " * 400_000):

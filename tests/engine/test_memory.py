@@ -23,7 +23,7 @@ from tests.engine.conftest import MEMORY_GIB
 from tests.gateway.bombs import avi_bomb, flac_bomb, gif_bomb, opus_bomb, png_bomb
 from tests.media.test_hostile import GOOD, HOSTILE
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.xdist_group("server")]
 
 AT_ONCE = 8
 MIB = 1 << 20

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,3 +102,9 @@ def test_sound_and_picture_can_be_asked_for_one_by_one_where_the_sieve_can() -> 
 def test_a_rate_beside_a_ratio_is_refused(field: str) -> None:
     with pytest.raises(VLLMValidationError, match=field):
         settings("omnisift").merge({"keep_ratio": 0.3, field: 0.5})
+
+
+def test_every_setting_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    names = [*MediaSettings.model_fields, *EngineSettings.model_fields]
+    assert [name for name in names if f"`{name}`" not in page] == []

@@ -6,6 +6,7 @@ import argparse
 import ast
 import re
 import subprocess
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -48,13 +49,13 @@ def without_code(text: str) -> str:
 def anchors(page: Path) -> frozenset[str]:
     """The anchors that GitHub gives the headings of a page."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    found: set[str] = set()
+    found: Counter[str] = Counter()
     for heading in re.findall(r"^#{1,6} +(.*?) *#*$", text, re.MULTILINE):
         words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
         anchor = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
-        number = sum(known == anchor or known.startswith(f"{anchor}-") for known in found)
-        found.add(anchor if anchor not in found else f"{anchor}-{number}")
-    return frozenset(found)
+        found[anchor] += 1
+    repeated = {f"{name}-{i}" for name, count in found.items() for i in range(1, count)}
+    return frozenset(found) | repeated
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))

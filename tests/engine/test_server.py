@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import httpx
 import pytest
 
 from ep_serve.engine import metrics, outcomes
+from ep_serve.gateway.upstream.connection import KEEPALIVE_S
 from tests.clips import make_clip
 from tests.engine.client import (
     MODEL,
@@ -44,6 +46,15 @@ def test_the_answer_is_that_of_the_authors_code(server: Client, name: str) -> No
     case, _ = load_case(name)
     answer = server.ask(golden_messages(name), **golden_body(name))
     assert answer.token_ids == case["stats"]["generated_ids"]
+
+
+def test_idle_connections_outlive_the_time_that_gateways_keep_them(server: Client) -> None:
+    url = httpx.URL(server.root)
+    with socket.create_connection((url.host, url.port or 80), timeout=30) as sock:
+        for pause in (0, 2 * KEEPALIVE_S + 1):
+            time.sleep(pause)
+            sock.sendall(b"GET /health HTTP/1.1\r\nHost: engine\r\n\r\n")
+            assert sock.recv(1 << 12).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("name", [n for n in DEFAULT_RATE if n != "text_only"])

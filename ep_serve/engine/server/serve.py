@@ -6,6 +6,7 @@ vLLM's `vllm` command is not used: its CPU build carries another package name an
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,10 @@ SHUTDOWN_SECONDS = 30
 
 GRACE_SECONDS = 5
 """Connections are closed this long after the engine has stopped."""
+
+KEEPALIVE_SECONDS = 60
+"""Idle connections stay open this long. With vLLM's 5 s a busy server closes connections on which a
+client, or a gateway that keeps them for 3 s, has just sent its next request."""
 
 CPU_KV_CACHE_BYTES = 2 << 30
 """KV cache on a CPU, where vLLM would otherwise take most of the machine's memory."""
@@ -81,6 +86,7 @@ def serve(arguments: argparse.Namespace, forwarded: Sequence[str]) -> int:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     cli_env_setup()
+    os.environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", str(KEEPALIVE_SECONDS))
     parser = make_arg_parser(FlexibleArgumentParser(prog="ep-serve serve", add_help=False))
     args = parser.parse_args([str(arguments.checkpoint), *_defaults(forwarded), *forwarded])
     arguments.sieve, overrides = _route(Path(arguments.checkpoint), arguments.sieve)

@@ -268,7 +268,7 @@ def train_checkpoint(arguments: argparse.Namespace) -> int:
         rate=arguments.rate,
         keep_ratios=arguments.keep_ratios,
         decoder=not arguments.freeze_decoder,
-        closed=arguments.close_bypass,
+        close_bypass=arguments.close_bypass,
         fps=arguments.fps,
         video_pixels=(arguments.min_pixels, arguments.max_pixels),
         seed=arguments.seed,

@@ -14,7 +14,7 @@ from typing import Any
 from openai import OpenAI
 
 from ep_serve.demo import MODEL
-from ep_serve.demo.clip import QUESTIONS, SECONDS, Asked, make_clip
+from ep_serve.demo.clip import QUESTIONS, SECONDS, ClipQuestion, make_clip
 from ep_serve.engine.server.process import ServerError, ServerProcess
 
 FOLDER = Path(".demo")
@@ -40,7 +40,7 @@ END = "<|im_end|>"
 class Row:
     """One answer and what it cost."""
 
-    asked: Asked
+    asked: ClipQuestion
     keep_ratio: float
     answer: str
     usage: dict[str, Any]
@@ -86,7 +86,7 @@ def run(server: ServerProcess, clip: bytes) -> None:
     say(questions_table([ask(client, server, clip, asked, least) for asked in QUESTIONS]))
 
 
-def stream(client: OpenAI, clip: bytes, asked: Asked) -> Any:
+def stream(client: OpenAI, clip: bytes, asked: ClipQuestion) -> Any:
     """An answer piece by piece, as any client would ask for it."""
     for chunk in client.chat.completions.create(
         model="demo", messages=messages(clip, asked), max_tokens=16, temperature=0, stream=True
@@ -94,7 +94,9 @@ def stream(client: OpenAI, clip: bytes, asked: Asked) -> Any:
         yield chunk.choices[0].delta.content or ""
 
 
-def ask(client: OpenAI, server: ServerProcess, clip: bytes, asked: Asked, keep_ratio: float) -> Row:
+def ask(
+    client: OpenAI, server: ServerProcess, clip: bytes, asked: ClipQuestion, keep_ratio: float
+) -> Row:
     """Stream one answer and note what it took."""
     for attempt in range(ATTEMPTS):
         unlike = clip + bytes([attempt])
@@ -108,7 +110,7 @@ def ask_once(
     client: OpenAI,
     server: ServerProcess,
     clip: bytes,
-    asked: Asked,
+    asked: ClipQuestion,
     keep_ratio: float,
     tokens: int,
 ) -> Row:
@@ -145,7 +147,7 @@ def ask_once(
     )
 
 
-def messages(clip: bytes, asked: Asked) -> Any:
+def messages(clip: bytes, asked: ClipQuestion) -> Any:
     """The question with the clip in front of it.
 
     `video_url` is a part that vLLM adds to OpenAI's, so the client's types do not know it.

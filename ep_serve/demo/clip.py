@@ -1,4 +1,4 @@
-"""A clip with sound and questions about it, made on the spot, the same every time."""
+"""Generate the demo's clip with sound, and questions about it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ SECONDS = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A question, and the answer that the clip gives."""
+class ClipQuestion:
+    """A question about the clip and its right answer."""
 
     question: str
     answer: str
@@ -35,12 +35,12 @@ SCENE = Scene(
     ),
 )
 QUESTIONS = (
-    Asked("Which colour was shown when the siren sounded?", "blue"),
-    Asked("What sounded when the white cross was shown?", "clicks"),
-    Asked("Where was the green triangle?", "top"),
-    Asked("Which way did the blue square move?", "right"),
-    Asked("What was the last sound?", "buzz"),
-    Asked("How many shapes were shown?", "4"),
+    ClipQuestion("Which colour was shown when the siren sounded?", "blue"),
+    ClipQuestion("What sounded when the white cross was shown?", "clicks"),
+    ClipQuestion("Where was the green triangle?", "top"),
+    ClipQuestion("Which way did the blue square move?", "right"),
+    ClipQuestion("What was the last sound?", "buzz"),
+    ClipQuestion("How many shapes were shown?", "4"),
 )
 
 

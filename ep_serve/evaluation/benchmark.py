@@ -1,7 +1,7 @@
-"""This project's own benchmark: made-up scenes as real files, and questions about them.
+"""Generate the built-in benchmark: synthetic clips as MP4 files, and questions about them.
 
-The same arguments make the same files. No training sees any of these scenes: trainings take their
-seeds from below the first one of here.
+The same arguments give the same files. No training uses these scenes: its seeds are below
+`FIRST_SEED`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import numpy as np
 from tqdm import tqdm
 
 from ep_serve.evaluation.questions import Evidence, Meta, Question
-from ep_serve.scenes import questions as made_up
+from ep_serve.scenes import questions as scene_questions
 from ep_serve.scenes.encoding import Encoding, encode
-from ep_serve.scenes.guessing import WITHOUT, Asked, Guesser
+from ep_serve.scenes.guessing import MISSING_MODALITIES, Guesser, SceneQuestion
 from ep_serve.scenes.scene import Scene, make_scene
 
 FIRST_SEED = 4_000_000
 EXAMPLE_SEED = 3_000_000
-"""Of the scenes from which the guessers learn what is likely."""
+"""First seed of the scenes on which the guessers are fitted."""
 SEEDS_EACH = 100_000
 """Clips that one benchmark may have at most."""
 LENGTHS = (4, 5, 6, 7, 8, 8, 10, 12, 12, 16, 20, 25, 30)
@@ -44,17 +44,17 @@ ENCODINGS = (
 )
 """From clean to poor, 8 to 30 frames a second, square, wide and upright."""
 KINDS = {
-    task: tuple(kind for kind in made_up.KINDS if kind.split("-")[0] == task)
-    for task in dict.fromkeys(kind.split("-")[0] for kind in made_up.KINDS)
+    task: tuple(kind for kind in scene_questions.KINDS if kind.split("-")[0] == task)
+    for task in dict.fromkeys(kind.split("-")[0] for kind in scene_questions.KINDS)
 }
 TASKS = tuple(KINDS)
 TRIES = 20
-"""To find a question of a task about a scene."""
+"""Draws to find a question of a task about a scene."""
 EXAMPLES = 3000
-"""Scenes that the guessers know."""
+"""Scenes on which the guessers are fitted."""
 PROCESSES = 2
 NICENESS = 15
-"""Encoding takes all of its processors; whatever else runs there goes first."""
+"""Encoding uses its processors fully, so it runs at low priority."""
 
 QUESTIONS_NAME = "questions.jsonl"
 SUMMARY_NAME = "benchmark.json"
@@ -62,7 +62,7 @@ SUMMARY_NAME = "benchmark.json"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a benchmark holds.
+    """Size and seed of a benchmark.
 
     Attributes:
         clips: Number of clips, up to `SEEDS_EACH`.
@@ -86,23 +86,25 @@ class Plan:
             raise ValueError(f"seed must not be below 0, but is {self.seed}")
 
     def scene(self, number: int) -> Scene:
-        """What happens in a clip."""
+        """The scene of a clip."""
         seed = FIRST_SEED + SEEDS_EACH * self.seed + number
         return make_scene(seed, LENGTHS[number % len(LENGTHS)])
 
-    def ask(self, number: int) -> Iterator[made_up.Question]:
-        """What is asked about a clip."""
-        return ask(self.scene(number), number, self.questions)
+    def questions_about(self, number: int) -> Iterator[scene_questions.Question]:
+        """Questions about a clip."""
+        return questions_about(self.scene(number), number, self.questions)
 
 
 def make(folder: Path, plan: Plan) -> dict[str, object]:
     """Write clips, `questions.jsonl` and `benchmark.json`; clips that are there stay.
 
     Returns:
-        What `benchmark.json` holds: counts, encodings, shares that guessing gets right.
+        What `benchmark.json` holds: counts, encodings, accuracy of guessing.
     """
     (folder / "clips").mkdir(parents=True, exist_ok=True)
-    asked = [(plan.scene(i), question) for i in range(plan.clips) for question in plan.ask(i)]
+    asked = [
+        (plan.scene(i), question) for i in range(plan.clips) for question in plan.questions_about(i)
+    ]
     guessers = _guessers(plan)
     questions = [
         _as_question(number, plan, scene, question, guessers)
@@ -117,15 +119,15 @@ def make(folder: Path, plan: Plan) -> dict[str, object]:
     return summary
 
 
-def ask(scene: Scene, number: int, count: int) -> Iterator[made_up.Question]:
+def questions_about(scene: Scene, number: int, count: int) -> Iterator[scene_questions.Question]:
     """Different questions about clip `number`, so that all tasks and their kinds come as often.
 
-    How often training asks what has no influence here.
+    The question frequencies of training are not used here.
     """
     rng = np.random.default_rng([scene.seed, 1])
     texts: set[str] = set()
     for turn in itertools.count(number * count):
-        question = _ask_of(TASKS[turn % len(TASKS)], scene, rng)
+        question = _question_of_task(TASKS[turn % len(TASKS)], scene, rng)
         if question is not None and question.text not in texts:
             texts.add(question.text)
             yield question
@@ -133,33 +135,39 @@ def ask(scene: Scene, number: int, count: int) -> Iterator[made_up.Question]:
             return
 
 
-def _ask_of(task: str, scene: Scene, rng: np.random.Generator) -> made_up.Question | None:
-    """A question of a task; None if the scene has hardly any."""
+def _question_of_task(
+    task: str, scene: Scene, rng: np.random.Generator
+) -> scene_questions.Question | None:
+    """A question of a task, or None if none was found in `TRIES` draws."""
     for _ in range(TRIES):
         kind = KINDS[task][rng.integers(len(KINDS[task]))]
-        question = made_up.ask(scene, kind, rng)
+        question = scene_questions.make_question(scene, kind, rng)
         if question is None:
             continue
-        # Some answers come too often by the way scenes are made.
-        if rng.random() < made_up.COMMON.get((kind, question.answer), 1.0):
+        # Scenes make some answers too frequent.
+        if rng.random() < scene_questions.ACCEPTANCE_RATES.get((kind, question.answer), 1.0):
             return question
     return None
 
 
 def _guessers(plan: Plan) -> dict[str, Guesser]:
-    """Those who lack something, taught with scenes that are not in the benchmark."""
-    examples: list[Asked] = []
+    """Guessers without each modality, fitted on scenes that are not in the benchmark."""
+    examples: list[SceneQuestion] = []
     for number in range(EXAMPLES):
         scene = make_scene(EXAMPLE_SEED + number, LENGTHS[number % len(LENGTHS)])
-        examples += [(scene, question) for question in ask(scene, number, plan.questions)]
-    return {missing: Guesser(senses, examples) for missing, senses in WITHOUT.items()}
+        examples += [
+            (scene, question) for question in questions_about(scene, number, plan.questions)
+        ]
+    return {
+        missing: Guesser(available, examples) for missing, available in MISSING_MODALITIES.items()
+    }
 
 
 def _as_question(
     number: int,
     plan: Plan,
     scene: Scene,
-    question: made_up.Question,
+    question: scene_questions.Question,
     guessers: dict[str, Guesser],
 ) -> Question:
     clip = number // plan.questions
@@ -195,9 +203,10 @@ def _encoding(number: int) -> Encoding:
     return ENCODINGS[number % len(ENCODINGS)]
 
 
-def _describe(how: Encoding) -> str:
-    width, height = how.size
-    return f"{width}x{height}, {how.fps}/s, crf {how.crf}, {how.bit_rate // 1000} kbit/s"
+def _describe(encoding: Encoding) -> str:
+    width, height = encoding.size
+    audio = f"{encoding.bit_rate // 1000} kbit/s"
+    return f"{width}x{height}, {encoding.fps}/s, crf {encoding.crf}, {audio}"
 
 
 def _encode_all(folder: Path, plan: Plan) -> None:
@@ -228,7 +237,7 @@ def _summary(plan: Plan, questions: list[Question]) -> dict[str, object]:
             task: round(_guessed(missing, [q for q in questions if task in (q.task, "all")]), 4)
             for task in (*sorted(tasks), "all")
         }
-        for missing in WITHOUT
+        for missing in MISSING_MODALITIES
     }
     return {
         "clips": plan.clips,
@@ -237,7 +246,7 @@ def _summary(plan: Plan, questions: list[Question]) -> dict[str, object]:
         "seconds": sum(plan.scene(number).seconds for number in range(plan.clips)),
         "tasks": dict(sorted(tasks.items())),
         "answers": dict(Counter(question.answer for question in questions).most_common()),
-        "encodings": [_describe(how) for how in ENCODINGS],
+        "encodings": [_describe(encoding) for encoding in ENCODINGS],
         "right when guessing without": guessed,
     }
 

@@ -1,1 +1,1 @@
-"""Synthetic clips whose right answers are known, and questions about them. Free of torch."""
+"""Synthetic clips with known answers, and questions about them. Does not import torch."""

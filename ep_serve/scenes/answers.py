@@ -1,4 +1,4 @@
-"""Everything that can be asked about a scene: the words to fill in, the answer, the evidence."""
+"""Enumerate the possible questions about a scene, with their answers and evidence."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from itertools import product
 from ep_serve.scenes.scene import COLOURS, SHAPES, SOUNDS, Scene, Sight, Sound
 
 NOTHING = "nothing"
-"""The answer where nothing was shown, or nothing heard, at the asked time."""
+"""The answer if no shape is shown, or no sound heard, at that time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
-    """A question that could be asked.
+class Candidate:
+    """A possible question of one kind.
 
     Attributes:
-        words: What is filled into a wording.
-        answer: Empty where there is no single right one.
-        seen: Indices of the scene's sights that the answer rests on.
-        heard: The same for its sounds.
+        words: Values of the placeholders of a wording.
+        answer: Empty if there is no unique right answer.
+        seen: Indices of the sights that are evidence for the answer.
+        heard: Indices of the sounds that are evidence for the answer.
     """
 
     words: dict[str, str]
@@ -30,76 +30,76 @@ class Option:
     heard: Sequence[int] = ()
 
 
-Finder = Callable[[Scene], list[Option]]
+CandidateFinder = Callable[[Scene], list[Candidate]]
 
 
-def find_options(scene: Scene, kind: str) -> list[Option]:
-    """Every question of a kind that has one right answer."""
+def find_candidates(scene: Scene, kind: str) -> list[Candidate]:
+    """Find all questions of a kind that have a unique right answer."""
     return [option for option in _FINDERS[kind](scene) if option.answer]
 
 
-def _descriptions(scene: Scene) -> dict[str, list[int]]:
-    """Ways to speak of sights: by both colour and shape, or by one of them; who is meant."""
-    meant: dict[str, list[int]] = {}
+def _sights_by_description(scene: Scene) -> dict[str, list[int]]:
+    """{description by colour, shape or both: indices of the sights it fits}."""
+    found: dict[str, list[int]] = {}
     for index, sight in enumerate(scene.sights):
         for words in (sight.name, sight.shape, f"{sight.colour} shape"):
-            meant.setdefault(words, []).append(index)
-    return meant
+            found.setdefault(words, []).append(index)
+    return found
 
 
-def _named(scene: Scene) -> dict[str, list[int]]:
-    """The sounds of each name."""
-    meant: dict[str, list[int]] = {}
+def _sounds_by_name(scene: Scene) -> dict[str, list[int]]:
+    """{name: indices of the sounds}."""
+    found: dict[str, list[int]] = {}
     for index, sound in enumerate(scene.sounds):
-        meant.setdefault(sound.name, []).append(index)
-    return meant
+        found.setdefault(sound.name, []).append(index)
+    return found
 
 
-def _together(one: Sight | Sound, other: Sight | Sound) -> bool:
+def _overlap(one: Sight | Sound, other: Sight | Sound) -> bool:
     return one.start < other.end and other.start < one.end
 
 
-def _only(values: Sequence[str]) -> str:
-    """The value that all have, or nothing to say."""
+def _common_value(values: Sequence[str]) -> str:
+    """The value that all share, or an empty string."""
     return values[0] if len(set(values)) == 1 else ""
 
 
-def _seen_colour(scene: Scene) -> list[Option]:
+def _seen_colour(scene: Scene) -> list[Candidate]:
     options = []
     for shape in SHAPES:
-        who = [i for i, sight in enumerate(scene.sights) if sight.shape == shape]
-        answer = _only([scene.sights[i].colour for i in who])
-        options.append(Option({"shape": shape}, answer, who))
+        indices = [i for i, sight in enumerate(scene.sights) if sight.shape == shape]
+        answer = _common_value([scene.sights[i].colour for i in indices])
+        options.append(Candidate({"shape": shape}, answer, indices))
     return options
 
 
-def _seen_shape(scene: Scene) -> list[Option]:
+def _seen_shape(scene: Scene) -> list[Candidate]:
     options = []
     for colour in COLOURS:
-        who = [i for i, sight in enumerate(scene.sights) if sight.colour == colour]
-        answer = _only([scene.sights[i].shape for i in who])
-        options.append(Option({"colour": colour}, answer, who))
+        indices = [i for i, sight in enumerate(scene.sights) if sight.colour == colour]
+        answer = _common_value([scene.sights[i].shape for i in indices])
+        options.append(Candidate({"colour": colour}, answer, indices))
     return options
 
 
-def _seen_there(scene: Scene) -> list[Option]:
-    shown = _descriptions(scene)
+def _seen_there(scene: Scene) -> list[Candidate]:
+    shown = _sights_by_description(scene)
     colours = {sight.colour for sight in scene.sights}
     shapes = {sight.shape for sight in scene.sights}
     options = []
     for colour, shape in product(COLOURS, SHAPES):
-        who = shown.get(f"{colour} {shape}", [])
+        indices = shown.get(f"{colour} {shape}", [])
         # A question about something of which no part was shown would be too easy.
-        if who or colour in colours or shape in shapes:
+        if indices or colour in colours or shape in shapes:
             words = {"colour": colour, "shape": shape}
-            options.append(Option(words, "yes" if who else "no", who))
+            options.append(Candidate(words, "yes" if indices else "no", indices))
     return options
 
 
-def _heard_there(scene: Scene) -> list[Option]:
-    heard = _named(scene)
+def _heard_there(scene: Scene) -> list[Candidate]:
+    heard = _sounds_by_name(scene)
     return [
-        Option(
+        Candidate(
             {"a_sound": name if name == "clicks" else f"a {name}"},
             "yes" if name in heard else "no",
             heard=heard.get(name, []),
@@ -108,45 +108,46 @@ def _heard_there(scene: Scene) -> list[Option]:
     ]
 
 
-def _heard_only(scene: Scene) -> list[Option]:
-    answer = _only([sound.name for sound in scene.sounds])
-    return [Option({}, answer, heard=range(len(scene.sounds)))]
+def _heard_only(scene: Scene) -> list[Candidate]:
+    answer = _common_value([sound.name for sound in scene.sounds])
+    return [Candidate({}, answer, heard=range(len(scene.sounds)))]
 
 
-def _where_place(scene: Scene) -> list[Option]:
+def _where_place(scene: Scene) -> list[Candidate]:
     return [
-        Option({"sight": words}, scene.sights[who[0]].place or "", who)
-        for words, who in _descriptions(scene).items()
-        if len(who) == 1
+        Candidate({"sight": words}, scene.sights[indices[0]].place or "", indices)
+        for words, indices in _sights_by_description(scene).items()
+        if len(indices) == 1
     ]
 
 
-def _where_motion(scene: Scene) -> list[Option]:
+def _where_motion(scene: Scene) -> list[Candidate]:
     return [
-        Option({"sight": words}, scene.sights[who[0]].motion or "", who)
-        for words, who in _descriptions(scene).items()
-        if len(who) == 1
+        Candidate({"sight": words}, scene.sights[indices[0]].motion or "", indices)
+        for words, indices in _sights_by_description(scene).items()
+        if len(indices) == 1
     ]
 
 
-def _count_sound(scene: Scene) -> list[Option]:
+def _count_sound(scene: Scene) -> list[Candidate]:
     return [
-        Option({"sound": name}, str(len(who)), heard=who) for name, who in _named(scene).items()
+        Candidate({"sound": name}, str(len(indices)), heard=indices)
+        for name, indices in _sounds_by_name(scene).items()
     ]
 
 
-def _count_sounds(scene: Scene) -> list[Option]:
-    return [Option({}, str(len(scene.sounds)), heard=range(len(scene.sounds)))]
+def _count_sounds(scene: Scene) -> list[Candidate]:
+    return [Candidate({}, str(len(scene.sounds)), heard=range(len(scene.sounds)))]
 
 
-def _count_sights(scene: Scene) -> list[Option]:
-    return [Option({}, str(len(scene.sights)), range(len(scene.sights)))]
+def _count_sights(scene: Scene) -> list[Candidate]:
+    return [Candidate({}, str(len(scene.sights)), range(len(scene.sights)))]
 
 
-def _count_shape(scene: Scene) -> list[Option]:
+def _count_shape(scene: Scene) -> list[Candidate]:
     counts = Counter(sight.shape for sight in scene.sights)
     return [
-        Option(
+        Candidate(
             {"shape": shape},
             str(count),
             [i for i, sight in enumerate(scene.sights) if sight.shape == shape],
@@ -155,10 +156,10 @@ def _count_shape(scene: Scene) -> list[Option]:
     ]
 
 
-def _count_colour(scene: Scene) -> list[Option]:
+def _count_colour(scene: Scene) -> list[Candidate]:
     counts = Counter(sight.colour for sight in scene.sights)
     return [
-        Option(
+        Candidate(
             {"colour": colour},
             str(count),
             [i for i, sight in enumerate(scene.sights) if sight.colour == colour],
@@ -167,111 +168,111 @@ def _count_colour(scene: Scene) -> list[Option]:
     ]
 
 
-def _cross_sight(scene: Scene, trait: Callable[[Sight], str]) -> list[Option]:
+def _cross_sight(scene: Scene, trait: Callable[[Sight], str]) -> list[Candidate]:
     options = []
-    for name, heard in _named(scene).items():
+    for name, heard in _sounds_by_name(scene).items():
         seen = []
         for index in heard:
-            seen.append(
-                [i for i, s in enumerate(scene.sights) if _together(s, scene.sounds[index])]
-            )
-        flat = [i for who in seen for i in who]
+            seen.append([i for i, s in enumerate(scene.sights) if _overlap(s, scene.sounds[index])])
+        flat = [i for indices in seen for i in indices]
         if not flat:
-            options.append(Option({"sound": name}, NOTHING, heard=heard))
+            options.append(Candidate({"sound": name}, NOTHING, heard=heard))
         elif all(seen):
-            answer = _only([trait(scene.sights[i]) for i in flat])
-            options.append(Option({"sound": name}, answer, flat, heard))
+            answer = _common_value([trait(scene.sights[i]) for i in flat])
+            options.append(Candidate({"sound": name}, answer, flat, heard))
     return options
 
 
-def _cross_colour(scene: Scene) -> list[Option]:
+def _cross_colour(scene: Scene) -> list[Candidate]:
     return _cross_sight(scene, lambda sight: sight.colour)
 
 
-def _cross_shape(scene: Scene) -> list[Option]:
+def _cross_shape(scene: Scene) -> list[Candidate]:
     return _cross_sight(scene, lambda sight: sight.shape)
 
 
-def _cross_sound(scene: Scene) -> list[Option]:
+def _cross_sound(scene: Scene) -> list[Candidate]:
     options = []
-    for words, seen in _descriptions(scene).items():
+    for words, seen in _sights_by_description(scene).items():
         heard = [
-            [i for i, s in enumerate(scene.sounds) if _together(s, scene.sights[index])]
+            [i for i, s in enumerate(scene.sounds) if _overlap(s, scene.sights[index])]
             for index in seen
         ]
-        flat = [i for who in heard for i in who]
+        flat = [i for indices in heard for i in indices]
         if not flat:
-            options.append(Option({"sight": words}, NOTHING, seen))
+            options.append(Candidate({"sight": words}, NOTHING, seen))
         elif all(heard):
-            answer = _only([scene.sounds[i].name for i in flat])
-            options.append(Option({"sight": words}, answer, seen, flat))
+            answer = _common_value([scene.sounds[i].name for i in flat])
+            options.append(Candidate({"sight": words}, answer, seen, flat))
     return options
 
 
-def _order_sights(scene: Scene) -> list[Option]:
+def _order_sights(scene: Scene) -> list[Candidate]:
     single = [
-        (words, who[0])
-        for words, who in _descriptions(scene).items()
-        if len(who) == 1 and words == scene.sights[who[0]].name
+        (words, indices[0])
+        for words, indices in _sights_by_description(scene).items()
+        if len(indices) == 1 and words == scene.sights[indices[0]].name
     ]
     options = []
     for (words, one), (others, other) in product(single, single):
         if one != other:
             first = words if scene.sights[one].start < scene.sights[other].start else others
-            options.append(Option({"sight": words, "other": others}, first, [one, other]))
+            options.append(Candidate({"sight": words, "other": others}, first, [one, other]))
     return options
 
 
-def _order_sounds(scene: Scene) -> list[Option]:
-    single = [(name, who[0]) for name, who in _named(scene).items() if len(who) == 1]
+def _order_sounds(scene: Scene) -> list[Candidate]:
+    single = [
+        (name, indices[0]) for name, indices in _sounds_by_name(scene).items() if len(indices) == 1
+    ]
     options = []
     for (name, one), (others, other) in product(single, single):
         if one != other:
             first = name if scene.sounds[one].start < scene.sounds[other].start else others
             words = {"sound": name, "other": others}
-            options.append(Option(words, first, heard=[one, other]))
+            options.append(Candidate(words, first, heard=[one, other]))
     return options
 
 
-def _order_sound(scene: Scene) -> list[Option]:
+def _order_sound(scene: Scene) -> list[Candidate]:
     last = len(scene.sounds) - 1
     return [
-        Option({"end": "first"}, scene.sounds[0].name, heard=[0]),
-        Option({"end": "last"}, scene.sounds[last].name, heard=[last]),
+        Candidate({"end": "first"}, scene.sounds[0].name, heard=[0]),
+        Candidate({"end": "last"}, scene.sounds[last].name, heard=[last]),
     ]
 
 
-def _order_sight(scene: Scene, trait: Callable[[Sight], str]) -> list[Option]:
+def _order_sight(scene: Scene, trait: Callable[[Sight], str]) -> list[Candidate]:
     last = len(scene.sights) - 1
     return [
-        Option({"end": "first"}, trait(scene.sights[0]), [0]),
-        Option({"end": "last"}, trait(scene.sights[last]), [last]),
+        Candidate({"end": "first"}, trait(scene.sights[0]), [0]),
+        Candidate({"end": "last"}, trait(scene.sights[last]), [last]),
     ]
 
 
-def _order_shape(scene: Scene) -> list[Option]:
+def _order_shape(scene: Scene) -> list[Candidate]:
     return _order_sight(scene, lambda sight: sight.shape)
 
 
-def _order_colour(scene: Scene) -> list[Option]:
+def _order_colour(scene: Scene) -> list[Candidate]:
     return _order_sight(scene, lambda sight: sight.colour)
 
 
-def _order_mixed(scene: Scene) -> list[Option]:
+def _order_mixed(scene: Scene) -> list[Candidate]:
     options = []
-    for name, heard in _named(scene).items():
-        for words, seen in _descriptions(scene).items():
+    for name, heard in _sounds_by_name(scene).items():
+        for words, seen in _sights_by_description(scene).items():
             if len(heard) > 1 or len(seen) > 1:
                 continue
             sound, sight = scene.sounds[heard[0]], scene.sights[seen[0]]
-            if _together(sound, sight):
+            if _overlap(sound, sight):
                 continue
             for when, true in (
                 ("before", sound.start < sight.start),
                 ("after", sound.start > sight.start),
             ):
                 options.append(
-                    Option(
+                    Candidate(
                         {"sound": name, "sight": words, "when": when},
                         "yes" if true else "no",
                         seen,
@@ -281,7 +282,7 @@ def _order_mixed(scene: Scene) -> list[Option]:
     return options
 
 
-_FINDERS: dict[str, Finder] = {
+_FINDERS: dict[str, CandidateFinder] = {
     "seen-colour": _seen_colour,
     "seen-shape": _seen_shape,
     "seen-there": _seen_there,

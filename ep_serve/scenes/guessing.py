@@ -1,7 +1,7 @@
-"""How well one can answer without looking, without listening, and without either.
+"""Accuracy of guessing without video, without audio, and without both: the baseline of a model.
 
-The guesser perceives perfectly with the sense it is left, knows how the questions are made, and
-does the best it can: it is the bar that a model has to be above before it has understood anything.
+The guesser has perfect information about the modalities that it is given and the statistics of
+the generated questions. A model has to exceed its accuracy to show any understanding.
 """
 
 from __future__ import annotations
@@ -10,88 +10,90 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ep_serve.scenes.questions import BY_EAR, BY_EYE, Question
+from ep_serve.scenes.questions import AUDIO_KINDS, VIDEO_KINDS, Question
 from ep_serve.scenes.scene import Scene
 
-Asked = tuple[Scene, Question]
+SceneQuestion = tuple[Scene, Question]
 
 
 @dataclass(frozen=True, slots=True)
-class Senses:
-    """What is left to a guesser."""
+class AvailableModalities:
+    """The modalities that a guesser is given."""
 
-    sees: bool
-    hears: bool
+    has_video: bool
+    has_audio: bool
 
 
-WITHOUT = {
-    "picture": Senses(sees=False, hears=True),
-    "sound": Senses(sees=True, hears=False),
-    "both": Senses(sees=False, hears=False),
+MISSING_MODALITIES = {
+    "picture": AvailableModalities(has_video=False, has_audio=True),
+    "sound": AvailableModalities(has_video=True, has_audio=False),
+    "both": AvailableModalities(has_video=False, has_audio=False),
 }
 
 
 class Guesser:
-    """Learns from questions and their answers which answer is the likeliest for which clue."""
+    """Predicts the most frequent answer among examples with the same known features."""
 
-    def __init__(self, senses: Senses, examples: Iterable[Asked]) -> None:
-        self._senses = senses
-        self._seen: dict[tuple[object, ...], Counter[str]] = defaultdict(Counter)
+    def __init__(self, available: AvailableModalities, examples: Iterable[SceneQuestion]) -> None:
+        self._available = available
+        self._counts: dict[tuple[object, ...], Counter[str]] = defaultdict(Counter)
         for scene, question in examples:
-            self._seen[self._clue(scene, question)][question.answer] += 1
-            self._seen[(question.kind,)][question.answer] += 1
+            self._counts[self._features(scene, question)][question.answer] += 1
+            self._counts[(question.kind,)][question.answer] += 1
 
     def guess(self, scene: Scene, question: Question) -> str:
-        """The best answer it can give."""
-        if self._knows(question):
+        """Guess the answer to a question."""
+        if self._perceives_answer(question):
             return question.answer
-        if choice := self._choice(scene, question):
+        if choice := self._choices(scene, question):
             return Counter(choice).most_common(1)[0][0]
-        known = self._seen.get(self._clue(scene, question)) or self._seen[(question.kind,)]
+        known = self._counts.get(self._features(scene, question)) or self._counts[(question.kind,)]
         return known.most_common(1)[0][0] if known else ""
 
-    def _knows(self, question: Question) -> bool:
-        by_eye, by_ear = question.kind in BY_EYE, question.kind in BY_EAR
-        return (self._senses.sees and by_eye) or (self._senses.hears and by_ear)
+    def _perceives_answer(self, question: Question) -> bool:
+        by_video, by_audio = question.kind in VIDEO_KINDS, question.kind in AUDIO_KINDS
+        return (self._available.has_video and by_video) or (self._available.has_audio and by_audio)
 
-    def _choice(self, scene: Scene, question: Question) -> Sequence[str]:
-        """What the answer has to be one of, as far as the guesser perceives it."""
+    def _choices(self, scene: Scene, question: Question) -> Sequence[str]:
+        """Possible answers, as far as the available modalities limit them."""
         if question.kind in ("order-sights", "order-sounds"):
             _, named = question.text.rstrip("?").split(", the ")
             return named.split(" or the ")
-        if self._senses.sees and question.kind == "cross-colour":
+        if self._available.has_video and question.kind == "cross-colour":
             return [sight.colour for sight in scene.sights]
-        if self._senses.sees and question.kind == "cross-shape":
+        if self._available.has_video and question.kind == "cross-shape":
             return [sight.shape for sight in scene.sights]
-        if self._senses.hears and question.kind == "cross-sound":
+        if self._available.has_audio and question.kind == "cross-sound":
             return [sound.name for sound in scene.sounds]
         return ()
 
-    def _clue(self, scene: Scene, question: Question) -> tuple[object, ...]:
-        """What an answer may depend on: how much goes on, and when it is asked about."""
-        clue: list[object] = [question.kind, scene.seconds, "before" in question.text]
-        if self._senses.sees:
-            clue += [
+    def _features(self, scene: Scene, question: Question) -> tuple[object, ...]:
+        """Features that the answer may depend on: counts of events, and the time asked about."""
+        features: list[object] = [question.kind, scene.seconds, "before" in question.text]
+        if self._available.has_video:
+            features += [
                 len(scene.sights),
                 *(_third(scene.sights[i].start, scene) for i in question.seen),
             ]
-        if self._senses.hears:
-            clue += [
+        if self._available.has_audio:
+            features += [
                 len(scene.sounds),
                 *(_third(scene.sounds[i].start, scene) for i in question.heard),
             ]
-        return tuple(clue)
+        return tuple(features)
 
 
 def _third(start: float, scene: Scene) -> int:
     return int(3 * start / scene.seconds)
 
 
-def guessed_right(train: Sequence[Asked], test: Sequence[Asked]) -> dict[str, dict[str, float]]:
-    """Shares of right guesses: {what is missing: {task or "all": share}}."""
+def guess_accuracy(
+    train: Sequence[SceneQuestion], test: Sequence[SceneQuestion]
+) -> dict[str, dict[str, float]]:
+    """Accuracy of guesses: {missing modality: {task or "all": share}}."""
     shares = {}
-    for missing, senses in WITHOUT.items():
-        guesser = Guesser(senses, train)
+    for missing, available in MISSING_MODALITIES.items():
+        guesser = Guesser(available, train)
         right = defaultdict(list)
         for scene, question in test:
             hit = guesser.guess(scene, question) == question.answer

@@ -1,4 +1,4 @@
-"""Drawing a scene: its frames at given moments."""
+"""Draw the frames of a scene."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Box = tuple[float, float, float, float]
 """(left, top, right, bottom) as shares of width and height."""
 
 _ROLL = 16
-"""Pixels by which one field of noise is moved about, to look different in every frame."""
+"""Maximum shift in pixels of the noise, which differs in every frame."""
 _TRAVEL = 0.28
-"""How far from the middle a moving shape begins and ends, as a share of the picture."""
+"""Distance from the centre at which a moving shape starts and ends, as a share of the frame."""
 
 
 def draw(scene: Scene, moments: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Draw a scene at some moments.
+    """Draw a scene at the given times.
 
     Args:
         scene: The scene.
@@ -42,15 +42,15 @@ def draw(scene: Scene, moments: NDArray[np.float64], size: tuple[int, int]) -> N
 
 
 def box(sight: Sight, moment: float, size: tuple[int, int]) -> Box:
-    """Where a shape is at a moment."""
+    """Bounding box of a shape at a time."""
     x, y = _centre(sight, moment)
     across = sight.radius * min(size) / size[0]
     down = sight.radius * min(size) / size[1]
     return x - across, y - down, x + across, y + down
 
 
-def worsen(frames: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """What cameras and codecs do to frames (T, H, W, 3): light, blur, noise, blocks, thin colour.
+def degrade(frames: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Degrade frames (T, H, W, 3) as cameras and codecs do: light, blur, noise, compression.
 
     One choice holds for all frames of a clip. JPEG stands in for a video codec: the same transform,
     quantization and subsampled colour, at a hundredth of the cost.
@@ -64,7 +64,7 @@ def worsen(frames: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.ui
         grain = rng.uniform(0, 10) * rng.standard_normal(shape, dtype=np.float32)
     blur = rng.uniform(0.2, 1.2) * height / 112 if rng.random() < 0.4 else 0.0
     quality = int(rng.integers(15, 95)) if rng.random() < 0.8 else None
-    worse = np.empty_like(frames)
+    degraded = np.empty_like(frames)
     for number, frame in enumerate(frames):
         lit = frame * gain
         if grain is not None:
@@ -77,12 +77,12 @@ def worsen(frames: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.ui
             file = io.BytesIO()
             picture.save(file, "JPEG", quality=quality, subsampling=2)
             picture = Image.open(file)
-        worse[number] = np.asarray(picture)
-    return worse
+        degraded[number] = np.asarray(picture)
+    return degraded
 
 
 def _background(seed: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Something dull that does not change: a tint, a slope of light and a soft pattern."""
+    """Static background: a tint, a gradient and a soft pattern."""
     width, height = size
     rng = np.random.default_rng([seed, 1])
     tint = rng.uniform(25, 120) + rng.uniform(-14, 14, 3)
@@ -97,7 +97,7 @@ def _background(seed: int, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _tints(scene: Scene) -> list[NDArray[np.float32]]:
-    """The exact colour of each sight, near that of its name."""
+    """The colour of each sight: that of its name with random variation."""
     rng = np.random.default_rng([scene.seed, 2])
     return [
         (np.array(COLOURS[sight.colour]) + rng.uniform(-16, 16, 3)).clip(0, 255).astype(np.float32)
@@ -118,7 +118,7 @@ def _centre(sight: Sight, moment: float) -> tuple[float, float]:
 def _paint(
     frame: NDArray[np.uint8], sight: Sight, moment: float, tint: NDArray[np.float32]
 ) -> None:
-    """Put a shape on a frame (H, W, 3)."""
+    """Draw a shape onto a frame (H, W, 3)."""
     height, width = frame.shape[:2]
     radius = sight.radius * min(width, height)
     x0, y0 = _centre(sight, moment)

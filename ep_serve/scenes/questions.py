@@ -1,4 +1,4 @@
-"""Questions about a scene, their answers, and what one has to have seen or heard to know."""
+"""Generate questions about a scene, with their answers and evidence."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ep_serve.scenes.answers import NOTHING, find_options
+from ep_serve.scenes.answers import NOTHING, find_candidates
 from ep_serve.scenes.scene import COLOURS, MOTIONS, PLACES, SHAPES, SOUNDS, Scene
 
-MOST = 8
+MAX_COUNT = 8
 """The largest number that is an answer."""
 
 
@@ -22,8 +22,8 @@ class Question:
         kind: Which of `KINDS` it is.
         text: The question.
         answer: In lower case, without an article.
-        seen: Indices of the scene's sights that the answer rests on.
-        heard: The same for its sounds.
+        seen: Indices of the sights that are evidence for the answer.
+        heard: Indices of the sounds that are evidence for the answer.
     """
 
     kind: str
@@ -34,7 +34,7 @@ class Question:
 
     @property
     def task(self) -> str:
-        """What kind of knowledge it takes: seen, heard, where, count, cross or order."""
+        """The task of its kind: seen, heard, where, count, cross or order."""
         return self.kind.split("-")[0]
 
 
@@ -121,34 +121,34 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 KINDS = tuple(WORDINGS)
-BY_EYE = (
+VIDEO_KINDS = (
     *("seen-colour", "seen-shape", "seen-there", "where-place", "where-motion"),
     *("count-sights", "count-shape", "count-colour"),
     *("order-sights", "order-shape", "order-colour"),
 )
-"""Kinds that need no sound."""
-BY_EAR = (
+"""Kinds that the video alone answers."""
+AUDIO_KINDS = (
     *("heard-there", "heard-only", "count-sound", "count-sounds", "order-sounds", "order-sound"),
 )
-"""Kinds that need no picture."""
-AT_A_GLANCE = ("seen-colour", "seen-shape", "seen-there", "where-place")
-"""Kinds that a single picture can answer."""
+"""Kinds that the audio alone answers."""
+SINGLE_FRAME_KINDS = ("seen-colour", "seen-shape", "seen-there", "where-place")
+"""Kinds that a single frame can answer."""
 WEIGHTS: dict[str, float] = {
     **dict.fromkeys(KINDS, 1.0),
     "cross-sound": 3.0,
     "cross-colour": 1.5,
     "cross-shape": 1.5,
-    # The last to be learned: two things at once, or several things one by one.
+    # These are learned last: co-occurrence and counting.
     **dict.fromkeys(["seen-there", "order-mixed", "order-sights"], 2.0),
     **dict.fromkeys(["count-sound", "count-sounds"], 3.0),
     **dict.fromkeys(["count-sights", "count-shape", "count-colour"], 3.0),
 }
-"""How often each kind is asked in training."""
-COMMON: dict[tuple[str, str], float] = {
+"""Sampling weights of the kinds in training."""
+ACCEPTANCE_RATES: dict[tuple[str, str], float] = {
     **dict.fromkeys([("count-sound", "1"), ("count-shape", "1"), ("count-colour", "1")], 0.35),
     **dict.fromkeys([("count-sounds", "3"), ("count-sights", "3")], 0.3),
 }
-"""Share of the questions with an answer that comes too often which are asked all the same."""
+"""{(kind, answer): share of these questions that is kept}, for answers that are too frequent."""
 
 ANSWERS = tuple(
     dict.fromkeys(
@@ -159,14 +159,14 @@ ANSWERS = tuple(
             *PLACES,
             *MOTIONS,
             *("yes", "no", NOTHING),
-            *map(str, range(1, MOST + 1)),
+            *map(str, range(1, MAX_COUNT + 1)),
         ]
     )
 )
 """Every word that is part of an answer."""
 
 
-def words() -> tuple[str, ...]:
+def vocabulary() -> tuple[str, ...]:
     """Every word of every question and answer, as it is written: after a space, or first."""
     texts = [wording for wordings in WORDINGS.values() for wording in wordings]
     after_space = {word.strip("?,.") for text in texts for word in text.split()[1:]}
@@ -178,35 +178,37 @@ def words() -> tuple[str, ...]:
     )
 
 
-def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
-    """Ask a question of one kind, or None if the scene has no clear answer to any.
+def make_question(scene: Scene, kind: str, rng: np.random.Generator) -> Question | None:
+    """Generate a question of one kind, or None if the scene has no unique answer to any.
 
     Where a scene has several answers, each is as likely as the others.
     """
-    options = find_options(scene, kind)
-    if not options:
+    candidates = find_candidates(scene, kind)
+    if not candidates:
         return None
-    answers = sorted({option.answer for option in options})
+    answers = sorted({candidate.answer for candidate in candidates})
     answer = answers[rng.integers(len(answers))]
-    fitting = [option for option in options if option.answer == answer]
-    option = fitting[rng.integers(len(fitting))]
+    matching = [candidate for candidate in candidates if candidate.answer == answer]
+    candidate = matching[rng.integers(len(matching))]
     wordings = WORDINGS[kind]
     return Question(
         kind=kind,
-        text=wordings[rng.integers(len(wordings))].format(**option.words),
+        text=wordings[rng.integers(len(wordings))].format(**candidate.words),
         answer=answer,
-        seen=tuple(option.seen),
-        heard=tuple(option.heard),
+        seen=tuple(candidate.seen),
+        heard=tuple(candidate.heard),
     )
 
 
-def ask_any(scene: Scene, rng: np.random.Generator, kinds: Sequence[str] = KINDS) -> Question:
-    """Ask a question of one of some kinds, of which one at least must fit the scene."""
+def make_random_question(
+    scene: Scene, rng: np.random.Generator, kinds: Sequence[str] = KINDS
+) -> Question:
+    """Generate a question of a random kind; at least one of `kinds` must fit the scene."""
     weights = np.array([WEIGHTS[kind] for kind in kinds])
     for number in rng.choice(len(kinds), len(kinds), replace=False, p=weights / weights.sum()):
-        question = ask(scene, kinds[number], rng)
+        question = make_question(scene, kinds[number], rng)
         if question is None:
             continue
-        if rng.random() < COMMON.get((question.kind, question.answer), 1.0):
+        if rng.random() < ACCEPTANCE_RATES.get((question.kind, question.answer), 1.0):
             return question
-    return ask_any(scene, rng, kinds)
+    return make_random_question(scene, rng, kinds)

@@ -1,8 +1,8 @@
-"""What happens in a made-up clip: coloured shapes and sounds, each at its own time.
+"""Synthetic scenes: coloured shapes and sounds, each in its own time span.
 
 Time is cut into slots of whole seconds. In a slot a shape is shown, a sound is heard, or both; the
-rest of the clip is a still background and silence. At least three slots hold both, so that knowing
-what co-occurs somewhere in a clip says little about what co-occurs when.
+rest of the clip is a still background and silence. At least three slots hold both, so that the
+events of a clip alone say little about which of them co-occur.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PLACES: dict[str, tuple[float, float]] = {
     "bottom": (0.5, 0.78),
     "middle": (0.5, 0.5),
 }
-"""Where a still shape is: its centre as shares of width and height."""
+"""Centre of a shape at rest, as shares of width and height."""
 MOTIONS: dict[str, tuple[int, int]] = {
     "left": (-1, 0),
     "right": (1, 0),
@@ -37,15 +37,15 @@ MOTIONS: dict[str, tuple[int, int]] = {
     "down": (0, 1),
 }
 
-LEAST_SHARED = 3
-"""Slots with both a shape and a sound."""
-MOST_SLOTS = 8
-LATE = 0.12
-"""Seconds by which a sound may begin late, or end early, in its slot.
+MIN_SHARED_SLOTS = 3
+"""Minimum number of slots with both a shape and a sound."""
+MAX_SLOTS = 8
+MAX_OFFSET = 0.12
+"""Maximum seconds by which a sound starts late, or ends early, in its slot.
 
 A shape fills its slot: with two frames a second, one missing frame would hide where it moves.
 """
-MOVING = 0.35
+MOVING_SHARE = 0.35
 """Share of the shapes that move."""
 
 
@@ -83,7 +83,7 @@ class Sound:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One clip, before it is drawn. `seed` decides everything that is not said here."""
+    """Description of one clip; `seed` determines everything else when it is rendered."""
 
     seed: int
     seconds: int
@@ -91,7 +91,7 @@ class Scene:
     sounds: tuple[Sound, ...]
 
     def sight_in(self, second: int) -> Sight | None:
-        """The shape that is shown in a second of the clip."""
+        """The shape on the screen in a second of the clip."""
         return _in_second(self.sights, second)
 
     def sound_in(self, second: int) -> Sound | None:
@@ -99,27 +99,28 @@ class Scene:
         return _in_second(self.sounds, second)
 
 
-_Thing = TypeVar("_Thing", Sight, Sound)
+_Event = TypeVar("_Event", Sight, Sound)
 
 
 def make_scene(seed: int, seconds: int) -> Scene:
-    """A scene of whole seconds, the same for the same arguments.
+    """Generate a scene, deterministic in its arguments.
 
     Raises:
         ValueError: Fewer than four seconds.
     """
-    if seconds < LEAST_SHARED + 1:
-        raise ValueError(f"seconds must be at least {LEAST_SHARED + 1}, not {seconds}")
+    if seconds < MIN_SHARED_SLOTS + 1:
+        raise ValueError(f"seconds must be at least {MIN_SHARED_SLOTS + 1}, not {seconds}")
     rng = np.random.default_rng([seed, seconds])
     spans = _spans(rng, seconds)
-    seen, heard = _what_slots_hold(rng, len(spans))
-    looks = _looks(rng, _next_to_each_other(spans, seen))
-    names = _names(rng, _next_to_each_other(spans, heard))
+    seen, heard = _assign_slots(rng, len(spans))
+    appearances = _appearances(rng, _adjacent(spans, seen))
+    names = _names(rng, _adjacent(spans, heard))
     return Scene(
         seed=seed,
         seconds=seconds,
         sights=tuple(
-            _sight(rng, spans[slot], look) for slot, look in zip(seen, looks, strict=True)
+            _sight(rng, spans[slot], appearance)
+            for slot, appearance in zip(seen, appearances, strict=True)
         ),
         sounds=tuple(
             _sound(rng, spans[slot], name) for slot, name in zip(heard, names, strict=True)
@@ -127,15 +128,15 @@ def make_scene(seed: int, seconds: int) -> Scene:
     )
 
 
-def _in_second(things: tuple[_Thing, ...], second: int) -> _Thing | None:
+def _in_second(events: tuple[_Event, ...], second: int) -> _Event | None:
     middle = second + 0.5
-    return next((thing for thing in things if thing.start < middle < thing.end), None)
+    return next((event for event in events if event.start < middle < event.end), None)
 
 
 def _spans(rng: np.random.Generator, seconds: int) -> list[tuple[int, int]]:
-    """Slots in order: (first second, one past the last)."""
-    most = min(MOST_SLOTS, max(LEAST_SHARED, seconds // 2 + 1))
-    count = int(rng.integers(LEAST_SHARED, most + 1))
+    """Time slots in order: (first second, one past the last)."""
+    most = min(MAX_SLOTS, max(MIN_SHARED_SLOTS, seconds // 2 + 1))
+    count = int(rng.integers(MIN_SHARED_SLOTS, most + 1))
     lengths = np.ones(count, dtype=np.int64)
     free = seconds - count
     for slot in range(count):
@@ -147,32 +148,32 @@ def _spans(rng: np.random.Generator, seconds: int) -> list[tuple[int, int]]:
     return [(int(end - length), int(end)) for end, length in zip(ends, lengths, strict=True)]
 
 
-def _what_slots_hold(rng: np.random.Generator, count: int) -> tuple[list[int], list[int]]:
+def _assign_slots(rng: np.random.Generator, count: int) -> tuple[list[int], list[int]]:
     """Slots with a shape, and slots with a sound."""
     order = rng.permutation(count)
     kinds = rng.choice(["both", "sight", "sound"], count, p=[0.3, 0.35, 0.35])
-    kinds[order[:LEAST_SHARED]] = "both"
+    kinds[order[:MIN_SHARED_SLOTS]] = "both"
     seen = [slot for slot in range(count) if kinds[slot] != "sound"]
     heard = [slot for slot in range(count) if kinds[slot] != "sight"]
     return seen, heard
 
 
-def _next_to_each_other(spans: list[tuple[int, int]], slots: list[int]) -> list[bool]:
-    """For each of some slots, whether it begins where the one before ends."""
+def _adjacent(spans: list[tuple[int, int]], slots: list[int]) -> list[bool]:
+    """For each slot, whether it starts where the previous one ends."""
     ends = [-1, *(spans[slot][1] for slot in slots)]
     return [spans[slot][0] == end for slot, end in zip(slots, ends, strict=False)]
 
 
-def _looks(rng: np.random.Generator, touching: list[bool]) -> list[tuple[str, str]]:
-    """Colour and shape of each sight: all different, or out of a few that come back."""
+def _appearances(rng: np.random.Generator, touching: list[bool]) -> list[tuple[str, str]]:
+    """Colour and shape of each sight: all different, or repeated from a small set."""
     count = len(touching)
     everything = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     if rng.random() < 0.55:
-        colours = [str(c) for c in _different(rng, tuple(COLOURS), count)]
-        shapes = [str(s) for s in _different(rng, SHAPES, count)]
+        colours = [str(c) for c in _shuffled_names(rng, tuple(COLOURS), count)]
+        shapes = [str(s) for s in _shuffled_names(rng, SHAPES, count)]
         return list(zip(colours, shapes, strict=True))
     few = [everything[i] for i in rng.permutation(len(everything))[: rng.integers(2, 4)]]
-    return [few[i] for i in _come_back(rng, len(few), touching)]
+    return [few[i] for i in _repeating_choices(rng, len(few), touching)]
 
 
 def _names(rng: np.random.Generator, touching: list[bool]) -> list[str]:
@@ -181,19 +182,19 @@ def _names(rng: np.random.Generator, touching: list[bool]) -> list[str]:
     if not any(touching) and rng.random() < 0.25:
         return [str(rng.choice(SOUNDS))] * count
     if rng.random() < 0.55:
-        return _different(rng, SOUNDS, count)
-    few = _different(rng, SOUNDS, int(rng.integers(2, 4)))
-    return [few[i] for i in _come_back(rng, len(few), touching)]
+        return _shuffled_names(rng, SOUNDS, count)
+    few = _shuffled_names(rng, SOUNDS, int(rng.integers(2, 4)))
+    return [few[i] for i in _repeating_choices(rng, len(few), touching)]
 
 
-def _different(rng: np.random.Generator, names: tuple[str, ...], count: int) -> list[str]:
-    """Names in random order, each once before one comes a second time."""
+def _shuffled_names(rng: np.random.Generator, names: tuple[str, ...], count: int) -> list[str]:
+    """Names in random order, repeated only once all were used."""
     shuffled = [names[i] for i in rng.permutation(len(names))]
     return [shuffled[i % len(shuffled)] for i in range(count)]
 
 
-def _come_back(rng: np.random.Generator, choices: int, touching: list[bool]) -> list[int]:
-    """Random choices; what touches the one before differs from it, so that both can be counted."""
+def _repeating_choices(rng: np.random.Generator, choices: int, touching: list[bool]) -> list[int]:
+    """Random choices; adjacent events differ, so that both can be counted."""
     chosen: list[int] = []
     for touches in touching:
         choice = int(rng.integers(choices))
@@ -203,13 +204,13 @@ def _come_back(rng: np.random.Generator, choices: int, touching: list[bool]) -> 
     return chosen
 
 
-def _sight(rng: np.random.Generator, span: tuple[int, int], look: tuple[str, str]) -> Sight:
-    moves = rng.random() < MOVING
+def _sight(rng: np.random.Generator, span: tuple[int, int], appearance: tuple[str, str]) -> Sight:
+    moves = rng.random() < MOVING_SHARE
     return Sight(
         start=float(span[0]),
         end=float(span[1]),
-        colour=look[0],
-        shape=look[1],
+        colour=appearance[0],
+        shape=appearance[1],
         place=None if moves else str(rng.choice(list(PLACES))),
         motion=str(rng.choice(list(MOTIONS))) if moves else None,
         radius=rng.uniform(0.17, 0.24),
@@ -218,8 +219,8 @@ def _sight(rng: np.random.Generator, span: tuple[int, int], look: tuple[str, str
 
 def _sound(rng: np.random.Generator, span: tuple[int, int], name: str) -> Sound:
     return Sound(
-        start=span[0] + rng.uniform(0.02, LATE),
-        end=span[1] - rng.uniform(0.02, LATE),
+        start=span[0] + rng.uniform(0.02, MAX_OFFSET),
+        end=span[1] - rng.uniform(0.02, MAX_OFFSET),
         name=name,
         pitch=rng.random(),
         loudness=rng.uniform(0.25, 1.0),

@@ -1,4 +1,4 @@
-"""Playing a scene: its waveform."""
+"""Synthesize the audio of a scene."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ep_serve.scenes.scene import Scene, Sound
 
 SAMPLE_RATE = 16_000
 _FADE = 0.015
-"""Seconds in which a sound comes and goes, so that its borders do not click."""
+"""Seconds of fade-in and fade-out, which avoid clicks."""
 
 
-def play(scene: Scene) -> NDArray[np.float32]:
-    """(16000 * seconds,) the scene's sounds in silence, peaks at 0.5."""
+def synthesize(scene: Scene) -> NDArray[np.float32]:
+    """Synthesize the waveform (16000 * seconds,) of a scene, with peaks at 0.5."""
     wave = np.zeros(scene.seconds * SAMPLE_RATE, dtype=np.float32)
     for number, sound in enumerate(scene.sounds):
         rng = np.random.default_rng([scene.seed, 3, number])
@@ -23,21 +23,21 @@ def play(scene: Scene) -> NDArray[np.float32]:
     return wave
 
 
-def worsen(wave: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """What microphones and codecs do to sound: loudness, hiss, hum, and less treble."""
-    worse = wave.astype(np.float64)
+def degrade(wave: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Degrade a waveform as microphones and codecs do: gain, noise, hum, low-pass."""
+    degraded = wave.astype(np.float64)
     if rng.random() < 0.5:
-        spectrum = np.fft.rfft(worse)
+        spectrum = np.fft.rfft(degraded)
         edge = rng.uniform(4500, 8000)
-        hertz = np.fft.rfftfreq(len(worse), 1 / SAMPLE_RATE)
-        worse = np.fft.irfft(spectrum / (1 + (hertz / edge) ** 8), len(worse))
+        hertz = np.fft.rfftfreq(len(degraded), 1 / SAMPLE_RATE)
+        degraded = np.fft.irfft(spectrum / (1 + (hertz / edge) ** 8), len(degraded))
     if rng.random() < 0.6:
-        worse = worse + rng.normal(0, 10 ** rng.uniform(-4.5, -2.3), len(worse))
+        degraded = degraded + rng.normal(0, 10 ** rng.uniform(-4.5, -2.3), len(degraded))
     if rng.random() < 0.2:
-        time = np.arange(len(worse)) / SAMPLE_RATE
+        time = np.arange(len(degraded)) / SAMPLE_RATE
         hum = np.sin(2 * np.pi * rng.choice([50, 60]) * time)
-        worse = worse + 10 ** rng.uniform(-4, -2.5) * hum
-    return (worse * rng.uniform(0.15, 1.6)).clip(-1, 1).astype(np.float32)
+        degraded = degraded + 10 ** rng.uniform(-4, -2.5) * hum
+    return (degraded * rng.uniform(0.15, 1.6)).clip(-1, 1).astype(np.float32)
 
 
 def _sound(sound: Sound, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -68,7 +68,7 @@ def _chirp(
 def _siren(
     time: NDArray[np.float64], pitch: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Two tones by turns."""
+    """Two alternating tones."""
     high = (time * rng.uniform(2.5, 4.0)) % 1 < 0.5
     hertz = 400 * 2**pitch * np.where(high, 1.5, 1.0)
     phase = _phase(hertz)
@@ -78,7 +78,7 @@ def _siren(
 def _clicks(
     time: NDArray[np.float64], pitch: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Short knocks, six to eleven a second."""
+    """Short decaying pulses, six to eleven a second."""
     every = 1 / rng.uniform(6, 11)
     since = time % every
     knocks: NDArray[np.float64] = np.exp(-since * 450) * np.sin(
@@ -90,7 +90,7 @@ def _clicks(
 def _noise(
     time: NDArray[np.float64], pitch: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """A hiss that holds all frequencies, more or less of the low ones."""
+    """Noise between low-passed and white."""
     white = rng.normal(0, 0.3, len(time))
     smooth = np.convolve(white, np.ones(4) / 4, "same")
     return ((1 - pitch) * 1.5 * smooth + pitch * white).clip(-1, 1)

@@ -1,5 +1,5 @@
-"""Training: a small model that really answers, from nothing, and real checkpoints from a JSONL.
+"""Train the embedded model from scratch, and fine-tune real checkpoints on a JSONL file.
 
-It stands beside the engine, on the same rooms: layouts, rotary embedding, sieves and processors are
-those that serve. Neither the engine nor the gateway knows of it.
+Layouts, rotary embedding, sieves and processors are those of serving. Neither the engine nor the
+gateway imports this package.
 """

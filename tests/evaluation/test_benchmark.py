@@ -42,13 +42,15 @@ def test_no_training_sees_its_scenes() -> None:
 
 def test_every_task_is_asked_about_as_often() -> None:
     plan = Plan()
-    tasks = Counter(question.task for number in range(320) for question in plan.ask(number))
+    tasks = Counter(
+        question.task for number in range(320) for question in plan.questions_about(number)
+    )
     assert tasks.total() == 1280
     assert min(tasks.values()) > 0.8 * 1280 / len(benchmark.TASKS)
 
 
 def test_no_clip_is_asked_the_same_twice() -> None:
-    texts = [question.text for question in Plan(questions=20).ask(0)]
+    texts = [question.text for question in Plan(questions=20).questions_about(0)]
     assert len(set(texts)) == len(texts) == 20
 
 

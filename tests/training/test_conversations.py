@@ -12,8 +12,8 @@ from ep_serve.checkpoint.config import load_config
 from ep_serve.layout import Kind
 from ep_serve.training.data.conversations import (
     ConversationError,
+    ExampleBuilder,
     FrozenTowers,
-    Reader,
     read_conversations,
 )
 from tests.clips import make_clip, make_image, make_wav
@@ -74,9 +74,9 @@ def test_a_file_without_conversations_is_refused(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def reader(embedded: Path) -> Reader:
+def reader(embedded: Path) -> ExampleBuilder:
     towers = FrozenTowers(embedded, torch.float32)
-    return Reader(embedded, towers, fps=2.0, video_pixels=VIDEO_PIXELS)
+    return ExampleBuilder(embedded, towers, fps=2.0, video_pixels=VIDEO_PIXELS)
 
 
 @pytest.mark.parametrize(
@@ -93,23 +93,23 @@ def reader(embedded: Path) -> Reader:
 def test_media_become_tokens_of_the_towers(
     folder: Path,
     embedded: Path,
-    reader: Reader,
+    reader: ExampleBuilder,
     media: list[tuple[str, str]],
     counts: dict[Kind, int],
 ) -> None:
     (conversation,) = read_conversations(write(folder, line(*media)), folder)
-    example = reader.example(conversation)
+    example = reader.build(conversation)
     assert example.layout.counts() == counts
     assert example.av.shape == (sum(counts.values()), 256)
     assert example.av.isfinite().all()
     assert example.answer[-1] == load_config(embedded).thinker_config.eos_token_id
 
 
-def test_a_damaged_medium_is_named(folder: Path, reader: Reader) -> None:
+def test_a_damaged_medium_is_named(folder: Path, reader: ExampleBuilder) -> None:
     (folder / "broken.mp4").write_bytes(b"no video")
     (conversation,) = read_conversations(write(folder, line(("video", "broken.mp4"))), folder)
     with pytest.raises(ConversationError, match="line 1: "):
-        reader.example(conversation)
+        reader.build(conversation)
 
 
 @needs_goldens
@@ -117,9 +117,9 @@ def test_the_towers_are_the_authors() -> None:
     _, tensors = load_case("aiv_a_r020")
     towers = FrozenTowers(CHECKPOINT, torch.float32)
     (grid,) = tensors["proc.video_grid_thw"].tolist()
-    seen = towers.see(tensors["proc.pixel_values_videos"], tuple(grid))
+    seen = towers.encode_visual(tensors["proc.pixel_values_videos"], tuple(grid))
     torch.testing.assert_close(seen, tensors["tower.video_embeds"], atol=1e-4, rtol=1e-4)
-    heard = towers.hear(tensors["proc.input_features.0"])
+    heard = towers.encode_audio(tensors["proc.input_features.0"])
     torch.testing.assert_close(heard, tensors["tower.audio_features"], atol=1e-4, rtol=1e-4)
 
 
@@ -134,13 +134,13 @@ def test_a_file_becomes_the_prompt_of_the_authors(tmp_path: Path) -> None:
         GOLDENS,
     )
     pixels = case["processor_kwargs"]
-    reader = Reader(
+    reader = ExampleBuilder(
         CHECKPOINT,
         FrozenTowers(CHECKPOINT, torch.float32),
         fps=2.0,
         video_pixels=(pixels["min_pixels"], pixels["max_pixels"]),
     )
-    example = reader.example(conversation)
+    example = reader.build(conversation)
     np.testing.assert_array_equal(example.layout.token_ids, tensors["proc.input_ids"][0].numpy())
     expected = tensors["llm.inputs_embeds"][torch.from_numpy(example.layout.is_av)]
     torch.testing.assert_close(example.av, expected, atol=2e-3, rtol=1e-2)

@@ -32,7 +32,7 @@ def test_a_file_shows_the_scene_on_the_clock_of_the_training(fps: int) -> None:
 def test_a_file_sounds_like_the_scene(rate: int) -> None:
     _, _, sound = decoded(Encoding(size=(64, 64), fps=8, sample_rate=rate))
     assert sound is not None
-    wave = sounds.play(SCENE)
+    wave = sounds.synthesize(SCENE)
     loud = [np.abs(w[: 5 * 16_000]).reshape(50, -1).max(axis=1) for w in (sound, wave)]
     assert np.corrcoef(*loud)[0, 1] > 0.9
 
@@ -42,7 +42,7 @@ def test_a_file_may_be_silent() -> None:
 
 
 def test_a_training_clip_has_the_frames_and_length_of_a_file() -> None:
-    clip = make_clip(SCENE, BOUNDS, worse=False)
+    clip = make_clip(SCENE, BOUNDS, degraded=False)
     frames, rate, sound = decoded(Encoding(size=clip.size, fps=8, sample_rate=16_000))
     assert sound is not None
     assert (len(frames), rate) == (len(clip.frames), clip.fps)

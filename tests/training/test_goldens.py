@@ -57,7 +57,7 @@ def test_the_logits_of_an_answer_are_the_authors(thinker: Thinker, name: str) ->
 
 
 @torch.inference_mode()
-def test_prompts_in_one_batch_do_not_notice_each_other(thinker: Thinker) -> None:
+def test_prompts_in_one_batch_are_independent(thinker: Thinker) -> None:
     output = thinker(batch_of(*MEDIA_CASES))
     expected = [load_case(name)[1]["out.step_logits"] for name in MEDIA_CASES]
     torch.testing.assert_close(output.logits, torch.cat(expected), atol=TOLERANCE, rtol=0)
@@ -73,14 +73,14 @@ def test_gradients_reach_the_score_head_through_the_choice(thinker: Thinker) -> 
 
 
 @torch.inference_mode()
-def test_saving_memory_changes_nothing(thinker: Thinker) -> None:
-    frugal = load_thinker(CHECKPOINT, frugal=True)
+def test_activation_checkpointing_does_not_change_the_output(thinker: Thinker) -> None:
+    checkpointed = load_thinker(CHECKPOINT, checkpoint_activations=True)
     batch = batch_of("aiv_a_r010")
-    assert torch.equal(frugal(batch).logits, thinker(batch).logits)
+    assert torch.equal(checkpointed(batch).logits, thinker(batch).logits)
 
 
 @torch.inference_mode()
-def test_a_sieve_without_weights_may_choose_instead(thinker: Thinker) -> None:
+def test_a_sieve_without_weights_may_select_instead(thinker: Thinker) -> None:
     uniform = load_thinker(CHECKPOINT, sieve="uniform")
     batch = batch_of("aiv_a_r010", "aiv_b_r020")
     output = uniform(batch)
@@ -92,7 +92,7 @@ def test_a_sieve_without_weights_may_choose_instead(thinker: Thinker) -> None:
 
 @torch.inference_mode()
 def test_with_the_bypass_closed_the_text_is_not_refined(thinker: Thinker) -> None:
-    closed = load_thinker(CHECKPOINT, closed=True)
+    closed = load_thinker(CHECKPOINT, close_bypass=True)
     batch = batch_of("aiv_a_r010")
     open_output, closed_output = thinker(batch), closed(batch)
     assert torch.equal(open_output.kept, closed_output.kept)

@@ -10,16 +10,16 @@ import torch
 
 import ep_serve.demo
 from ep_serve.training.data.store import save
-from ep_serve.training.loop.embedded import Effort, train
-from ep_serve.training.loop.towers import Hearing, Seeing
+from ep_serve.training.loop.embedded import TrainingScale, train
+from ep_serve.training.loop.towers import AudioClassifier, VisionClassifier
 from ep_serve.training.model import architecture
 from ep_serve.training.model.weights import TOWERS, read_named
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 MODEL = Path(ep_serve.demo.__file__).parent / "model"
-EFFORT = Effort(
-    segments=0, seeing=0, hearing=0, clips=250, language=260, held_out=50, variant=0, lengths=(4,)
+SCALE = TrainingScale(
+    segments=0, vision=0, audio=0, clips=250, language=260, held_out=50, variant=0, lengths=(4,)
 )
 
 
@@ -27,20 +27,20 @@ EFFORT = Effort(
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("learning")
     save(out / "towers.pt", shipped_towers())
-    return train(out, EFFORT)
+    return train(out, SCALE)
 
 
 def shipped_towers() -> dict[str, dict[str, torch.Tensor]]:
     """What stage one would have left; what only stage one reads is random."""
     config = architecture.config()
-    seeing, hearing = Seeing(config), Hearing(config)
+    vision, audio = VisionClassifier(config), AudioClassifier(config)
     for tower, prefix in (
-        (seeing.tower, TOWERS["visual"]),
-        (hearing.tower, TOWERS["audio_tower"]),
+        (vision.tower, TOWERS["visual"]),
+        (audio.tower, TOWERS["audio_tower"]),
     ):
         stored = read_named(MODEL, {prefix + name for name in tower.state_dict()})
         tower.load_state_dict({n.removeprefix(prefix): value for n, value in stored.items()})
-    return {"seeing": seeing.state_dict(), "hearing": hearing.state_dict()}
+    return {"vision": vision.state_dict(), "audio": audio.state_dict()}
 
 
 @pytest.mark.parametrize("keep_ratio", ["1", "0.2", "0.1", "0.05"])

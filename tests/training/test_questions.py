@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from ep_serve.scenes.questions import (
     ANSWERS,
-    BY_EAR,
-    BY_EYE,
+    AUDIO_KINDS,
     KINDS,
+    VIDEO_KINDS,
     Question,
-    ask,
-    ask_any,
-    words,
+    make_question,
+    make_random_question,
+    vocabulary,
 )
 from ep_serve.scenes.scene import Scene, Sight, Sound, make_scene
 
@@ -40,7 +40,7 @@ SCENE = Scene(
 
 def asked(kind: str, tries: int = 200) -> set[tuple[str, str]]:
     """What is asked about the scene, and answered, in many tries: the wording's last words."""
-    questions = {ask(SCENE, kind, np.random.default_rng(seed)) for seed in range(tries)}
+    questions = {make_question(SCENE, kind, np.random.default_rng(seed)) for seed in range(tries)}
     return {(q.text, q.answer) for q in questions if q is not None}
 
 
@@ -83,14 +83,15 @@ def test_the_evidence_of_a_question_about_both_is_in_both() -> None:
     question = next(
         q
         for seed in range(100)
-        if (q := ask(SCENE, "cross-sound", np.random.default_rng(seed))) and q.answer == "buzz"
+        if (q := make_question(SCENE, "cross-sound", np.random.default_rng(seed)))
+        and q.answer == "buzz"
     )
     assert (question.seen, question.heard) == ((1,), (1,))
 
 
 @given(scenes, st.integers(0, 10**6))
-def test_every_scene_can_be_asked_about(scene: Scene, seed: int) -> None:
-    question = ask_any(scene, np.random.default_rng(seed))
+def test_every_scene_has_a_question(scene: Scene, seed: int) -> None:
+    question = make_random_question(scene, np.random.default_rng(seed))
     assert question.kind in KINDS
     assert set(question.answer.split()) <= set(ANSWERS)
     assert all(index < len(scene.sights) for index in question.seen)
@@ -98,17 +99,17 @@ def test_every_scene_can_be_asked_about(scene: Scene, seed: int) -> None:
 
 
 @given(scenes, st.integers(0, 10**6))
-def test_a_question_for_one_sense_rests_on_that_sense(scene: Scene, seed: int) -> None:
+def test_a_question_of_one_modality_has_evidence_in_that_modality(scene: Scene, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    assert not ask_any(scene, rng, BY_EYE).heard
-    assert not ask_any(scene, rng, BY_EAR).seen
+    assert not make_random_question(scene, rng, VIDEO_KINDS).heard
+    assert not make_random_question(scene, rng, AUDIO_KINDS).seen
 
 
 @given(scenes, st.integers(0, 10**6))
 def test_every_word_of_a_question_and_its_answer_is_known(scene: Scene, seed: int) -> None:
-    question = ask_any(scene, np.random.default_rng(seed))
+    question = make_random_question(scene, np.random.default_rng(seed))
     first, *rest = question.text.rstrip("?").split(" ")
-    known = set(words())
+    known = set(vocabulary())
     assert first in known
     assert {f" {word.strip(',')}" for word in rest} <= known
     assert question.answer.split()[0] in known
@@ -118,7 +119,7 @@ def test_yes_and_no_are_equally_frequent_answers() -> None:
     counts: Counter[str] = Counter()
     for seed in range(600):
         scene = make_scene(seed, 4 + seed % 9)
-        question = ask(scene, "heard-there", np.random.default_rng(seed))
+        question = make_question(scene, "heard-there", np.random.default_rng(seed))
         assert isinstance(question, Question)
         counts[question.answer] += 1
     assert counts["yes"] / counts.total() == pytest.approx(0.5, abs=0.07)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from ep_serve.training.loop.data_parallel import train_together
-from ep_serve.training.loop.run import Run, schedule
+from ep_serve.training.loop.data_parallel import run_data_parallel
+from ep_serve.training.loop.run import Run, lr_factor
 
 STEPS = 6
 
@@ -59,22 +59,22 @@ def test_the_curve_has_every_step_once(tmp_path: Path) -> None:
 
 
 def test_the_rate_rises_and_falls() -> None:
-    rates = [schedule(step, 1000) for step in range(1000)]
+    rates = [lr_factor(step, 1000) for step in range(1000)]
     assert rates[0] < 0.1
     assert max(rates) == pytest.approx(1)
     assert rates.index(max(rates)) < 100
     assert rates[-1] == pytest.approx(0.01, abs=1e-3)
 
 
-def together(rank: int, folder: Path) -> None:
+def train(rank: int, folder: Path) -> None:
     toy = Toy()
     run = Run(folder, toy, STEPS, 1e-2, muon=True, save_every=1, quiet=rank > 0)
     for step in run.steps():
         run.update(toy(rows(step, rank)), {})
 
 
-def test_two_processes_step_along_the_mean_of_their_gradients(tmp_path: Path) -> None:
-    train_together(together, 2, tmp_path / "two")
+def test_two_processes_step_along_the_mean_gradient(tmp_path: Path) -> None:
+    run_data_parallel(train, 2, tmp_path / "two")
     state = torch.load(tmp_path / "two" / "state.pt", weights_only=True)["module"]
     toy = Toy()
     run = Run(tmp_path / "one", toy, STEPS, 1e-2, muon=True)

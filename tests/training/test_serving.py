@@ -20,7 +20,7 @@ from ep_serve.scenes.encoding import Encoding, encode
 from ep_serve.scenes.scene import make_scene
 from ep_serve.sieve import Ask, Pool, get_sieve
 from ep_serve.sieve.cs2 import CS2Sieve
-from ep_serve.training.data.conversations import FrozenTowers, Reader, read_conversations
+from ep_serve.training.data.conversations import ExampleBuilder, FrozenTowers, read_conversations
 from ep_serve.training.model.architecture import BOUNDS
 from ep_serve.training.model.batch import Example, collate
 from ep_serve.training.model.thinker import Thinker
@@ -41,12 +41,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reader(embedded: Path) -> Reader:
+def reader(embedded: Path) -> ExampleBuilder:
     towers = FrozenTowers(embedded, torch.float32)
-    return Reader(embedded, towers, fps=2.0, video_pixels=BOUNDS)
+    return ExampleBuilder(embedded, towers, fps=2.0, video_pixels=BOUNDS)
 
 
-def example(reader: Reader, folder: Path, kind: Modality) -> Example:
+def example(reader: ExampleBuilder, folder: Path, kind: Modality) -> Example:
     question = [{"type": kind, kind: kind}, {"type": "text", "text": "What?"}]
     messages = [
         {"role": "user", "content": question},
@@ -54,12 +54,12 @@ def example(reader: Reader, folder: Path, kind: Modality) -> Example:
     ]
     (folder / "c.jsonl").write_text(json.dumps({"messages": messages}))
     (conversation,) = read_conversations(folder / "c.jsonl", folder)
-    return reader.example(conversation)
+    return reader.build(conversation)
 
 
 @pytest.mark.parametrize("kind", ["video", "audio", "image"])
 def test_a_file_is_processed_as_the_engine_does(
-    embedded: Path, reader: Reader, folder: Path, kind: Modality
+    embedded: Path, reader: ExampleBuilder, folder: Path, kind: Modality
 ) -> None:
     settings = Settings(
         media=MediaSettings(min_pixels=BOUNDS[0], max_pixels=BOUNDS[1]),
@@ -80,9 +80,9 @@ def test_a_file_is_processed_as_the_engine_does(
     trained = example(reader, folder, kind)
     expected = []
     if served.pixel_values is not None:
-        expected.append(towers.see(served.pixel_values, served.grid_thw))
+        expected.append(towers.encode_visual(served.pixel_values, served.grid_thw))
     if served.mel is not None:
-        expected.append(towers.hear(served.mel))
+        expected.append(towers.encode_audio(served.mel))
     kinds = trained.layout.kinds[trained.layout.is_av]
     in_order = trained.av[torch.from_numpy((kinds == Kind.AUDIO).argsort(kind="stable"))]
     assert torch.equal(in_order, torch.cat(expected))
@@ -91,7 +91,7 @@ def test_a_file_is_processed_as_the_engine_does(
 @pytest.mark.parametrize("keep_ratio", KEEP_RATIOS)
 @torch.inference_mode()
 def test_the_same_tokens_survive_as_in_serving(
-    embedded: Path, reader: Reader, folder: Path, keep_ratio: float
+    embedded: Path, reader: ExampleBuilder, folder: Path, keep_ratio: float
 ) -> None:
     one = example(reader, folder, "video")
     thinker = load_thinker(embedded)

@@ -15,13 +15,13 @@ from ep_serve.media import MediaLimits, SamplingRule, decode_clip
 from ep_serve.preprocess.features import TEMPORAL_PATCH, log_mel, shrunk, video_patches
 from ep_serve.scenes.encoding import Encoding, encode
 from ep_serve.scenes.scene import make_scene
-from ep_serve.training.data.clip_features import processors
+from ep_serve.training.data.clip_features import load_processors
 from ep_serve.training.data.clips import make_clip
 from ep_serve.training.data.conversations import FrozenTowers
-from ep_serve.training.data.examples import Prompts, collate_lessons
-from ep_serve.training.data.labels import label
+from ep_serve.training.data.examples import PromptEncoder, collate_labelled
+from ep_serve.training.data.labels import label_tokens
 from ep_serve.training.data.token_clip import TokenClip
-from ep_serve.training.loop.language import Lessons
+from ep_serve.training.loop.language import QuestionSampler
 from ep_serve.training.model import architecture
 from ep_serve.training.model.weights import load_thinker
 
@@ -36,7 +36,7 @@ def test_it_can_be_served_and_is_small() -> None:
 
 
 def test_its_shape_is_the_one_that_is_trained(tmp_path: Path) -> None:
-    architecture.write_frame(tmp_path)
+    architecture.write_config_files(tmp_path)
     for file in tmp_path.iterdir():
         assert (MODEL / file.name).read_bytes() == file.read_bytes()
 
@@ -50,7 +50,7 @@ def clips() -> list[TokenClip]:
 
 def read(towers: FrozenTowers, seed: int) -> TokenClip:
     scene = make_scene(seed, 4 + seed % 6)
-    video_processor, feature_extractor = processors()
+    video_processor, feature_extractor = load_processors()
     bounds = architecture.BOUNDS
     clip = decode_clip(
         encode(scene, Encoding(fps=12, crf=26)),
@@ -65,11 +65,11 @@ def read(towers: FrozenTowers, seed: int) -> TokenClip:
     drawn = make_clip(scene, bounds)
     return TokenClip(
         scene=scene,
-        video=towers.see(patches, grid),
-        audio=towers.hear(mel),
+        video=towers.encode_visual(patches, grid),
+        audio=towers.encode_audio(mel),
         grid=grid,
         second_per_grid=TEMPORAL_PATCH / clip.fps,
-        labels=label(scene, drawn, (grid[1] // 2, grid[2] // 2), tokens),
+        labels=label_tokens(scene, drawn, (grid[1] // 2, grid[2] // 2), tokens),
     )
 
 
@@ -78,10 +78,10 @@ def read(towers: FrozenTowers, seed: int) -> TokenClip:
 def test_it_answers_about_files_it_has_never_seen(
     clips: list[TokenClip], keep_ratio: float
 ) -> None:
-    lessons = Lessons(clips, Prompts(MODEL))
+    sampler = QuestionSampler(clips, PromptEncoder(MODEL))
     rng = np.random.default_rng(0)
-    asked = [lessons.lesson(clip, rng) for clip in clips for _ in range(3)]
-    batch = collate_lessons(asked, [keep_ratio] * len(asked))
+    asked = [sampler.build_example(clip, rng) for clip in clips for _ in range(3)]
+    batch = collate_labelled(asked, [keep_ratio] * len(asked))
     output = load_thinker(MODEL)(batch.batch)
     right = output.logits.argmax(-1) == batch.batch.targets
     answers = right.split(batch.batch.answer_valid.sum(1).tolist())

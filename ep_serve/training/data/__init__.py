@@ -1,1 +1,1 @@
-"""Examples: clips as features or tokens, conversations, and the labels of each token."""
+"""Training data: clips as features or tokens, conversations, and per-token labels."""

@@ -1,4 +1,4 @@
-"""Made-up clips as the towers read them."""
+"""Process synthetic clips into inputs of the towers."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from ep_serve.layout import audio_token_count
 from ep_serve.preprocess.features import TEMPORAL_PATCH, Grid, log_mel, video_patches
 from ep_serve.scenes.scene import Scene, make_scene
 from ep_serve.training.data.clips import make_clip
-from ep_serve.training.data.labels import Labels, label
+from ep_serve.training.data.labels import Labels, label_tokens
 from ep_serve.training.model.architecture import BOUNDS
 
 MERGE = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Features:
-    """One clip for the towers.
+class ClipFeatures:
+    """Tower inputs of one clip.
 
     Attributes:
-        scene: What happens in it.
-        patches: (n, values) bfloat16, as the engine holds them.
+        scene: The scene that is rendered.
+        patches: (n, values) bfloat16, as in the engine.
         grid: Of the patches.
         second_per_grid: Seconds between two pairs of frames.
         mel: (bins, frames) bfloat16.
-        audio_tokens: Tokens that the audio tower will make of it.
-        labels: What its tokens show.
+        audio_tokens: Number of tokens of the audio tower.
+        labels: Targets of its tokens.
     """
 
     scene: Scene
@@ -48,37 +48,37 @@ class Features:
 
 
 @dataclass(frozen=True, slots=True)
-class MakeFeatures:
-    """Turns seeds into clips whose length in seconds is drawn from `lengths`."""
+class FeatureExtractor:
+    """Generates a clip for each seed, of a length in seconds from `lengths`."""
 
     lengths: tuple[int, ...]
 
-    def __call__(self, seeds: Sequence[int]) -> list[Features]:
+    def __call__(self, seeds: Sequence[int]) -> list[ClipFeatures]:
         lengths = self.lengths
-        return [features(make_scene(seed, lengths[seed % len(lengths)])) for seed in seeds]
+        return [extract_features(make_scene(seed, lengths[seed % len(lengths)])) for seed in seeds]
 
 
-def features(scene: Scene, *, worse: bool = True) -> Features:
-    """Draw and play a scene, and process it as the engine would."""
-    video_processor, feature_extractor = processors()
-    clip = make_clip(scene, BOUNDS, worse=worse)
+def extract_features(scene: Scene, *, degraded: bool = True) -> ClipFeatures:
+    """Render a scene and process it as the engine does."""
+    video_processor, feature_extractor = load_processors()
+    clip = make_clip(scene, BOUNDS, degraded=degraded)
     patches, grid = video_patches(video_processor, clip.frames, BOUNDS, torch.bfloat16)
     mel = log_mel(feature_extractor, clip.sound)
     tokens = audio_token_count(mel.shape[1])
-    return Features(
+    return ClipFeatures(
         scene=scene,
         patches=patches,
         grid=grid,
         second_per_grid=TEMPORAL_PATCH / clip.fps,
         mel=mel.bfloat16(),
         audio_tokens=tokens,
-        labels=label(scene, clip, (grid[1] // MERGE, grid[2] // MERGE), tokens),
+        labels=label_tokens(scene, clip, (grid[1] // MERGE, grid[2] // MERGE), tokens),
     )
 
 
 @cache
-def processors() -> tuple[Any, Any]:
-    """The embedded checkpoint's own, read from the files it ships."""
+def load_processors() -> tuple[Any, Any]:
+    """Load the video processor and feature extractor of the embedded checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
         write_text_files(Path(folder))
         write_processor_files(Path(folder))

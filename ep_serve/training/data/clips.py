@@ -1,7 +1,4 @@
-"""Scenes as clips: what a decoder would hand over, and what its tokens show.
-
-For training, frames and waveform are made directly; `files` encodes the same scenes as real files.
-"""
+"""Render scenes as decoded clips, without encoding them to files."""
 
 from __future__ import annotations
 
@@ -20,11 +17,11 @@ SIZES = (
     *((112, 112), (168, 168), (224, 224), (196, 196)),
     *((160, 120), (240, 180), (224, 126), (192, 108), (120, 160)),
 )
-"""Widths and heights of training clips in pixels: square ones, 4:3, 16:9 and upright ones."""
+"""Widths and heights of training clips in pixels: square, 4:3, 16:9 and portrait."""
 RATES = (8, 10, 12, 15, 24, 25, 30)
 """Frames a second."""
 AAC_FRAME = 1024
-"""Samples: an AAC track is as long as the frames it is made of."""
+"""Samples; the length of an AAC track is a multiple."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +30,8 @@ class Clip:
 
     Attributes:
         frames: (T, H, W, 3) uint8.
-        moments: (T,) seconds at which the frames were on the screen.
-        fps: Rate of the sampled frames, as the engine states it.
+        moments: (T,) times of the frames in seconds.
+        fps: Rate of the sampled frames, as in the engine.
         sound: (n,) float32 at 16 kHz.
         size: (width, height) in pixels before frames were shrunk.
     """
@@ -46,13 +43,13 @@ class Clip:
     size: tuple[int, int]
 
 
-def make_clip(scene: Scene, bounds: Bounds, *, worse: bool = True) -> Clip:
-    """Draw and play a scene as a camera, a codec and the engine's decoder would pass it on.
+def make_clip(scene: Scene, bounds: Bounds, *, degraded: bool = True) -> Clip:
+    """Render a scene as the engine's decoder returns it from a recorded file.
 
     Args:
-        scene: What happens.
+        scene: The scene to render.
         bounds: Least and most pixels of a frame; larger frames are shrunk as in the engine.
-        worse: Add what cameras, microphones and codecs do.
+        degraded: Add degradations of cameras, microphones and codecs.
     """
     rng = np.random.default_rng([scene.seed, 4])
     size = SIZES[rng.integers(len(SIZES))]
@@ -60,10 +57,10 @@ def make_clip(scene: Scene, bounds: Bounds, *, worse: bool = True) -> Clip:
     choice = choose_frames(scene.seconds * rate, rate, SamplingRule())
     moments = choice.indices / rate
     frames = pictures.draw(scene, moments, size)
-    wave = sounds.play(scene)
-    if worse:
-        frames = pictures.worsen(frames, rng)
-        wave = sounds.worsen(wave, rng)
+    wave = sounds.synthesize(scene)
+    if degraded:
+        frames = pictures.degrade(frames, rng)
+        wave = sounds.degrade(wave, rng)
     padded = np.zeros(-(-len(wave) // AAC_FRAME) * AAC_FRAME, dtype=np.float32)
     padded[: len(wave)] = wave
     return Clip(_shrink(frames, bounds), moments, choice.fps, padded, size)

@@ -1,9 +1,9 @@
-"""Conversations out of a JSONL file, with their media, as examples for a real checkpoint.
+"""Read conversations with media from a JSONL file, as training examples for a real checkpoint.
 
 A line is `{"messages": [...]}` in the form that Hugging Face's chat templates take: contents are
 texts or lists of parts `{"type": "text", "text": ...}`, `{"type": "video", "video": PATH}`,
 `{"type": "audio", "audio": PATH}` and `{"type": "image", "image": PATH}`. The last message is the
-assistant's, a text; it is what is learned. Paths are relative to a media folder.
+assistant's, a text; it is the training target. Paths are relative to a media folder.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ MEDIA_PARTS = ("video", "audio", "image")
 
 
 class ConversationError(CheckpointError):
-    """A line of a JSONL file that cannot be learned from."""
+    """A line of a JSONL file that is no valid training example."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One line.
+    """One line of the file.
 
     Attributes:
         line: Its number, from 1.
@@ -72,7 +72,7 @@ class Conversation:
 
 
 def read_conversations(path: Path, folder: Path) -> list[Conversation]:
-    """Every line of a JSONL file, with the media found in `folder`.
+    """Read every line of a JSONL file, with media paths relative to `folder`.
 
     Raises:
         ConversationError: The number of the first bad line, and what is wrong with it.
@@ -99,7 +99,7 @@ def _parse(number: int, data: dict[str, Any], folder: Path) -> Conversation:
             raise ValueError(f"there is no file {name!r} in {folder}")
         files.append((kind, folder / name))
     if not files:
-        raise ValueError("there is no video, audio or image to reduce")
+        raise ValueError("the messages have no video, audio or image")
     return Conversation(number, messages, last["content"], files)
 
 
@@ -112,7 +112,7 @@ def _media_in(messages: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
 
 
 class FrozenTowers(nn.Module):
-    """The towers of a checkpoint; they are read, never trained."""
+    """The towers of a checkpoint, without gradients."""
 
     def __init__(self, checkpoint: Path, dtype: torch.dtype) -> None:
         super().__init__()
@@ -128,16 +128,16 @@ class FrozenTowers(nn.Module):
         self.eval()
 
     @torch.inference_mode()
-    def see(self, patches: Tensor, grid: Grid) -> Tensor:
-        """(n, D) tokens of one clip's or picture's patches."""
+    def encode_visual(self, patches: Tensor, grid: Grid) -> Tensor:
+        """Encode the patches of one video or image to tokens (n, D)."""
         weight = self.visual.patch_embed.proj.weight
         grids = torch.tensor([grid], device=weight.device)
         tokens: Tensor = self.visual(patches.to(weight), grid_thw=grids).pooler_output
         return tokens.clone()
 
     @torch.inference_mode()
-    def hear(self, mel: Tensor) -> Tensor:
-        """(n, D) tokens of one sound's spectrum (bins, frames)."""
+    def encode_audio(self, mel: Tensor) -> Tensor:
+        """Encode one log-mel spectrogram (bins, frames) to tokens (n, D)."""
         weight = self.audio_tower.conv1.weight
         length = torch.tensor([mel.shape[1]], device=weight.device)
         halved = (length - 1) // 2 + 1
@@ -147,8 +147,8 @@ class FrozenTowers(nn.Module):
         return tokens.clone()
 
 
-class Reader:
-    """Turns conversations into examples, as the engine would turn requests into prompts."""
+class ExampleBuilder:
+    """Builds examples from conversations, as the engine builds prompts from requests."""
 
     def __init__(
         self, checkpoint: Path, towers: FrozenTowers, *, fps: float, video_pixels: Bounds
@@ -163,8 +163,8 @@ class Reader:
         self._tokens = MediaTokens.from_config(load_config(checkpoint).thinker_config)
         self._end: int = self._processor.tokenizer.eos_token_id
 
-    def example(self, conversation: Conversation) -> Example:
-        """Decode the media, run the towers, lay out the prompt.
+    def build(self, conversation: Conversation) -> Example:
+        """Decode the media, run the towers, build the prompt layout.
 
         Raises:
             ConversationError: The line, and what is wrong with one of its media.
@@ -194,22 +194,24 @@ class Reader:
         data = path.read_bytes()
         if kind == "audio":
             mel = log_mel(self._processor.feature_extractor, media.decode_sound(data, self._limits))
-            return Audio(audio_token_count(mel.shape[1])), {Kind.AUDIO: self._towers.hear(mel)}
+            return Audio(audio_token_count(mel.shape[1])), {
+                Kind.AUDIO: self._towers.encode_audio(mel)
+            }
         if kind == "image":
             own = self._processor.image_processor.size
             bounds = (own["shortest_edge"], own["longest_edge"])
             picture = media.decode_image(data, self._limits)
             patches, grid = image_patches(self._processor.image_processor, picture, bounds)
-            return Image(grid), {Kind.IMAGE: self._towers.see(patches, grid)}
+            return Image(grid), {Kind.IMAGE: self._towers.encode_visual(patches, grid)}
         clip = media.decode_clip(
             data, self._rule, self._limits, size=lambda h, w: shrunk(h, w, self._bounds)
         )
         patches, grid = video_patches(self._processor.video_processor, clip.frames, self._bounds)
-        outputs = {Kind.VIDEO: self._towers.see(patches, grid)}
-        sounding = 0
+        outputs = {Kind.VIDEO: self._towers.encode_visual(patches, grid)}
+        audio_tokens = 0
         if clip.sound is not None:
             mel = log_mel(self._processor.feature_extractor, clip.sound)
-            sounding = audio_token_count(mel.shape[1])
-            if sounding:
-                outputs[Kind.AUDIO] = self._towers.hear(mel)
-        return Video(grid, TEMPORAL_PATCH / clip.fps, sounding), outputs
+            audio_tokens = audio_token_count(mel.shape[1])
+            if audio_tokens:
+                outputs[Kind.AUDIO] = self._towers.encode_audio(mel)
+        return Video(grid, TEMPORAL_PATCH / clip.fps, audio_tokens), outputs

@@ -1,4 +1,4 @@
-"""Clips and questions as examples, with what the extra losses need to know about each AV token."""
+"""Build training examples from clips and questions, with labels of each AV token."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from ep_serve.layout import (
 )
 from ep_serve.scenes.questions import Question
 from ep_serve.scenes.scene import Scene
-from ep_serve.training.data.labels import ASPECTS, CONTENT, TOKENS_PER_SECOND, tell_seconds
+from ep_serve.training.data.labels import ASPECTS, CONTENT, TOKENS_PER_SECOND, label_seconds
 from ep_serve.training.data.token_clip import TokenClip
 from ep_serve.training.model.batch import Batch, Example, collate
 
 MEDIA_TOKENS = MediaTokens.from_config(CONFIG["thinker_config"])
-NOT_TOLD = -100
-"""Target of a token about which nothing is asked."""
+IGNORE_INDEX = -100
+"""Target of a token that does not count in the loss."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
-    """An example, and the truth about each of its AV tokens.
+class LabelledExample:
+    """An example with labels of each of its AV tokens.
 
     Attributes:
-        example: What the model sees.
-        scene: What happens in the clip.
-        question: What is asked about it.
-        aspects: {aspect: (N_av,) int64}, what is going on in the token's own second.
-        evidence: (groups, N_av) bool, for everything that the answer rests on its tokens.
+        example: Input of the model.
+        scene: The scene of the clip.
+        question: The question about it.
+        aspects: {aspect: (N_av,) int64}, class in the token's second.
+        evidence: (groups, N_av) bool, the tokens of each event that is evidence for the answer.
     """
 
     example: Example
@@ -53,18 +53,18 @@ class Lesson:
     evidence: NDArray[np.bool_]
 
 
-class Prompts:
-    """Writes questions the way the chat template of a checkpoint does."""
+class PromptEncoder:
+    """Tokenizes questions and answers with the chat template of a checkpoint."""
 
     def __init__(self, checkpoint: Path) -> None:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
         self._end: int = self._tokenizer.eos_token_id
         self._frames: dict[tuple[str, bool], tuple[str, str]] = {}
 
-    def prompt(
+    def encode_prompt(
         self, question: str, medium: str = "video", *, question_first: bool = False
     ) -> list[int]:
-        """Token ids with one placeholder for the medium: video, audio or image."""
+        """Token ids of a question with one placeholder of the medium: video, audio or image."""
         frame = (medium, question_first)
         if frame not in self._frames:
             self._frames[frame] = self._frame(*frame)
@@ -72,12 +72,12 @@ class Prompts:
         ids: list[int] = self._tokenizer(before + question + after).input_ids
         return ids
 
-    def answer(self, answer: str) -> list[int]:
-        """Token ids with the one that ends an answer."""
+    def encode_answer(self, answer: str) -> list[int]:
+        """Token ids of an answer, with the end token."""
         return [*self._tokenizer(answer).input_ids, self._end]
 
-    def read(self, ids: Sequence[int]) -> str:
-        """The text of an answer."""
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decode an answer to text."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
@@ -94,12 +94,12 @@ class Prompts:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What of a clip stands in a prompt, its tokens in prompt order within each kind.
+class ClipView:
+    """The part of a clip that is in a prompt, its tokens in prompt order within each kind.
 
     Attributes:
-        medium: For the layout.
-        kind: Of the placeholder: video, audio or image.
+        medium: Medium of the prompt layout.
+        kind: Placeholder: video, audio or image.
         video: Indices of the clip's video tokens.
         audio: Indices of its audio tokens.
     """
@@ -110,66 +110,66 @@ class Shown:
     audio: NDArray[np.int64]
 
 
-def whole(clip: TokenClip) -> Shown:
-    """The clip with its sound."""
+def full_view(clip: TokenClip) -> ClipView:
+    """The clip with its audio."""
     medium = Video(clip.grid, clip.second_per_grid, len(clip.audio))
-    return Shown(medium, "video", np.arange(len(clip.video)), np.arange(len(clip.audio)))
+    return ClipView(medium, "video", np.arange(len(clip.video)), np.arange(len(clip.audio)))
 
 
-def silent(clip: TokenClip) -> Shown:
-    """The clip without its sound."""
+def video_view(clip: TokenClip) -> ClipView:
+    """The clip without its audio."""
     medium = Video(clip.grid, clip.second_per_grid)
-    return Shown(medium, "video", np.arange(len(clip.video)), np.arange(0))
+    return ClipView(medium, "video", np.arange(len(clip.video)), np.arange(0))
 
 
-def sound_alone(clip: TokenClip) -> Shown:
-    """The clip's sound without its picture."""
+def audio_view(clip: TokenClip) -> ClipView:
+    """The audio of the clip without its video."""
     audio = np.arange(len(clip.audio))
-    return Shown(Audio(len(audio)), "audio", np.arange(0), audio)
+    return ClipView(Audio(len(audio)), "audio", np.arange(0), audio)
 
 
-def still(clip: TokenClip, second: int) -> Shown:
-    """One pair of frames of the clip as a picture."""
+def frame_view(clip: TokenClip, second: int) -> ClipView:
+    """One pair of frames of the clip as an image."""
     _, height, width = clip.grid
     per_pair = len(clip.video) // clip.grid[0]
     video = np.arange(second * per_pair, (second + 1) * per_pair)
-    return Shown(Image((1, height, width)), "image", video, np.arange(0))
+    return ClipView(Image((1, height, width)), "image", video, np.arange(0))
 
 
-def lesson(
+def build_example(
     clip: TokenClip,
     question: Question,
-    prompts: Prompts,
-    shown: Shown | None = None,
+    prompts: PromptEncoder,
+    view: ClipView | None = None,
     *,
     question_first: bool = False,
-) -> Lesson:
-    """Lay out one question about one clip, or about what is `shown` of it."""
-    shown = shown or whole(clip)
-    prompt = prompts.prompt(question.text, shown.kind, question_first=question_first)
-    layout = build_layout(prompt, [shown.medium], MEDIA_TOKENS)
+) -> LabelledExample:
+    """Build the example of a question about a clip, or about a view of it."""
+    view = view or full_view(clip)
+    prompt = prompts.encode_prompt(question.text, view.kind, question_first=question_first)
+    layout = build_layout(prompt, [view.medium], MEDIA_TOKENS)
     is_audio = layout.kinds[layout.is_av] == Kind.AUDIO
-    # Where in the clip's tokens, its picture before its sound, each AV token comes from.
+    # Index of each AV token in the clip's tokens, video before audio.
     source = np.empty(layout.num_av, dtype=np.int64)
-    source[~is_audio] = shown.video
-    source[is_audio] = len(clip.video) + shown.audio
-    return Lesson(
+    source[~is_audio] = view.video
+    source[is_audio] = len(clip.video) + view.audio
+    return LabelledExample(
         example=Example(
             layout,
             torch.cat([clip.video, clip.audio])[torch.from_numpy(source)],
-            prompts.answer(question.answer),
+            prompts.encode_answer(question.answer),
         ),
         scene=clip.scene,
         question=question,
-        aspects={name: truth[source] for name, truth in _aspects(clip, shown).items()},
+        aspects={name: truth[source] for name, truth in _aspects(clip, view).items()},
         evidence=_evidence(clip, question)[:, source],
     )
 
 
-def _aspects(clip: TokenClip, shown: Shown) -> dict[str, NDArray[np.int64]]:
-    """What goes on in the second of each of the clip's tokens, its picture before its sound.
+def _aspects(clip: TokenClip, view: ClipView) -> dict[str, NDArray[np.int64]]:
+    """Class of each aspect in the second of each of the clip's tokens, video before audio.
 
-    Nothing is asked about what is not in the prompt.
+    Tokens outside of the prompt, and modalities that it lacks, have no target.
     """
     per_pair = len(clip.video) // clip.grid[0]
     seconds = np.concatenate(
@@ -178,20 +178,20 @@ def _aspects(clip: TokenClip, shown: Shown) -> dict[str, NDArray[np.int64]]:
             np.arange(len(clip.audio)) // TOKENS_PER_SECOND,
         ]
     )
-    last = clip.scene.seconds - 1  # a track of sound may be a little longer
+    last = clip.scene.seconds - 1  # an audio track may be slightly longer
     aspects = {}
-    for aspect, truth in tell_seconds(clip.scene).items():
-        told = len(shown.audio) if "sound" in aspect else len(shown.video)
-        if shown.kind == "image" and aspect not in CONTENT:
-            told = 0  # a picture does not tell what came before it
+    for aspect, truth in label_seconds(clip.scene).items():
+        visible = len(view.audio) if "sound" in aspect else len(view.video)
+        if view.kind == "image" and aspect not in CONTENT:
+            visible = 0  # an image does not show what came before it
         aspects[aspect] = np.where(
-            (seconds <= last) & bool(told), truth[seconds.clip(max=last)], NOT_TOLD
+            (seconds <= last) & bool(visible), truth[seconds.clip(max=last)], IGNORE_INDEX
         )
     return aspects
 
 
 def _evidence(clip: TokenClip, question: Question) -> NDArray[np.bool_]:
-    """(groups, tokens) bool over the clip's tokens, its picture before its sound."""
+    """(groups, tokens) bool over the clip's tokens, video before audio."""
     covers = clip.labels.covers.reshape(len(clip.labels.covers), -1)
     second = np.arange(len(covers))[:, None]
     time = (np.arange(len(clip.audio)) + 0.5) / TOKENS_PER_SECOND
@@ -209,14 +209,14 @@ def _evidence(clip: TokenClip, question: Question) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True, slots=True)
-class LessonBatch:
-    """Lessons side by side.
+class LabelledBatch:
+    """A padded batch of labelled examples.
 
     Attributes:
-        batch: For the model.
-        aspects: {aspect: (n,) int64} for the AV tokens of all prompts behind each other.
+        batch: Input of the model.
+        aspects: {aspect: (n,) int64} for the concatenated AV tokens of all prompts.
         evidence: (groups, L) bool, over the padded prompt.
-        rows: (groups,) int64, the prompt to which a group belongs.
+        rows: (groups,) int64, the prompt of each group.
         kinds: The kind of each question.
     """
 
@@ -227,25 +227,27 @@ class LessonBatch:
     kinds: list[str]
 
 
-def collate_lessons(lessons: Sequence[Lesson], keep_ratios: Sequence[float]) -> LessonBatch:
-    """Put lessons side by side; each has its own keep ratio."""
-    batch = collate([lesson.example for lesson in lessons], keep_ratios)
+def collate_labelled(
+    examples: Sequence[LabelledExample], keep_ratios: Sequence[float]
+) -> LabelledBatch:
+    """Collate examples, each with its own keep ratio."""
+    batch = collate([one.example for one in examples], keep_ratios)
     groups = [
         (row, np.flatnonzero(one.example.layout.is_av)[group])
-        for row, one in enumerate(lessons)
+        for row, one in enumerate(examples)
         for group in one.evidence
         if group.any()
     ]
     evidence = torch.zeros(len(groups), batch.valid.shape[1], dtype=torch.bool)
     for number, (_, places) in enumerate(groups):
         evidence[number, places] = True
-    return LessonBatch(
+    return LabelledBatch(
         batch=batch,
         aspects={
-            aspect: torch.from_numpy(np.concatenate([le.aspects[aspect] for le in lessons]))
+            aspect: torch.from_numpy(np.concatenate([one.aspects[aspect] for one in examples]))
             for aspect in ASPECTS
         },
         evidence=evidence,
         rows=torch.tensor([row for row, _ in groups], dtype=torch.int64),
-        kinds=[lesson.question.kind for lesson in lessons],
+        kinds=[one.question.kind for one in examples],
     )

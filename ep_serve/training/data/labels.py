@@ -1,6 +1,6 @@
-"""What each AV token of a made-up clip shows: targets of the dense losses.
+"""Per-token targets of the dense losses for synthetic clips.
 
-Every class 0 means "nothing".
+Class 0 of every aspect means "nothing".
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ep_serve.scenes.pictures import box
-from ep_serve.scenes.scene import COLOURS, MOST_SLOTS, MOTIONS, PLACES, SHAPES, SOUNDS, Scene
+from ep_serve.scenes.scene import COLOURS, MAX_SLOTS, MOTIONS, PLACES, SHAPES, SOUNDS, Scene
 from ep_serve.training.data.clips import Clip
 
 _COLOUR = {name: number for number, name in enumerate(COLOURS, start=1)}
@@ -28,35 +28,35 @@ CONTENT = {
     "where": 1 + len(PLACES) + len(MOTIONS),
     "sound": 1 + len(SOUNDS),
 }
-"""What goes on in a second, and the number of classes."""
-COURSE = {
+"""Aspects of the events in a second, and their number of classes."""
+PROGRESS = {
     **dict.fromkeys(("sight begins", "sound begins"), 3),
     **dict.fromkeys(
         (
             *("sight number", "sound number", "sights", "sounds"),
             *("like its colour", "like its shape", "like its sound"),
         ),
-        1 + MOST_SLOTS,
+        1 + MAX_SLOTS,
     ),
 }
-"""What counting and order rest on, and the number of classes.
+"""Aspects for counting and order, and their number of classes.
 
-Whether a second begins something or goes on with it; the how-manieth it is; how many there are in
-the whole clip, and how many of its colour, shape and sound.
+Whether an event starts or continues in a second; its number in order; how many events the clip has,
+and how many of the same colour, shape and sound.
 """
-ASPECTS = CONTENT | COURSE
+ASPECTS = CONTENT | PROGRESS
 TOKENS_PER_SECOND = 25
 COVERED = 0.12
-"""Share of a token's square that a shape must reach over (each way) to count as seen in it."""
+"""Minimum overlap of a shape with a token's square, as a share of each side."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """Truth about a clip, token by token.
+    """Targets of the tokens of one clip.
 
     Attributes:
-        pairs: {aspect: (S,)} for each pair of frames, as far as the two frames show it.
-        covers: (S, rows, columns) bool, whether the shape reaches into the token.
+        pairs: {aspect: (S,)} for each pair of frames, 0 where the frames do not show it.
+        covers: (S, rows, columns) bool, whether the shape overlaps the token's square.
         heard: (n,) int64, the sound at each audio token.
     """
 
@@ -65,16 +65,16 @@ class Labels:
     heard: NDArray[np.int64]
 
 
-def label(scene: Scene, clip: Clip, grid: tuple[int, int], audio_tokens: int) -> Labels:
-    """Say what the tokens of a clip show.
+def label_tokens(scene: Scene, clip: Clip, grid: tuple[int, int], audio_tokens: int) -> Labels:
+    """Compute the targets of the tokens of a clip.
 
     Args:
-        scene: What happens in it.
-        clip: The same scene, drawn.
+        scene: The scene of the clip.
+        clip: The rendered scene.
         grid: Rows and columns of video tokens.
-        audio_tokens: Tokens of its sound.
+        audio_tokens: Number of its audio tokens.
     """
-    seconds = tell_seconds(scene)
+    seconds = label_seconds(scene)
     covers = np.zeros((scene.seconds, *grid), dtype=bool)
     for second, pair in enumerate(clip.moments.reshape(-1, 2)):
         sight = scene.sight_in(second)
@@ -93,34 +93,36 @@ def label(scene: Scene, clip: Clip, grid: tuple[int, int], audio_tokens: int) ->
     )
 
 
-def tell_seconds(scene: Scene) -> dict[str, NDArray[np.int64]]:
-    """{aspect: (S,) int64}, what goes on in each second of a scene."""
-    told = {aspect: np.zeros(scene.seconds, dtype=np.int64) for aspect in ASPECTS}
+def label_seconds(scene: Scene) -> dict[str, NDArray[np.int64]]:
+    """Label each second of a scene: {aspect: (S,) int64}."""
+    labels = {aspect: np.zeros(scene.seconds, dtype=np.int64) for aspect in ASPECTS}
     colours = Counter(sight.colour for sight in scene.sights)
     shapes = Counter(sight.shape for sight in scene.sights)
     names = Counter(sound.name for sound in scene.sounds)
-    told["sights"][:] = len(scene.sights)
-    told["sounds"][:] = len(scene.sounds)
+    labels["sights"][:] = len(scene.sights)
+    labels["sounds"][:] = len(scene.sounds)
     for number, sight in enumerate(scene.sights, start=1):
         during = slice(int(sight.start), math.ceil(sight.end))
-        told["colour"][during] = _COLOUR[sight.colour]
-        told["shape"][during] = _SHAPE[sight.shape]
-        told["where"][during] = _where(sight.place, sight.motion)
-        told["like its colour"][during] = colours[sight.colour]
-        told["like its shape"][during] = shapes[sight.shape]
-        _tell_course(told, "sight", during, number)
+        labels["colour"][during] = _COLOUR[sight.colour]
+        labels["shape"][during] = _SHAPE[sight.shape]
+        labels["where"][during] = _where(sight.place, sight.motion)
+        labels["like its colour"][during] = colours[sight.colour]
+        labels["like its shape"][during] = shapes[sight.shape]
+        _label_progress(labels, "sight", during, number)
     for number, sound in enumerate(scene.sounds, start=1):
         during = slice(int(sound.start), math.ceil(sound.end))
-        told["sound"][during] = _SOUND[sound.name]
-        told["like its sound"][during] = names[sound.name]
-        _tell_course(told, "sound", during, number)
-    return told
+        labels["sound"][during] = _SOUND[sound.name]
+        labels["like its sound"][during] = names[sound.name]
+        _label_progress(labels, "sound", during, number)
+    return labels
 
 
-def _tell_course(told: dict[str, NDArray[np.int64]], what: str, during: slice, number: int) -> None:
-    told[f"{what} number"][during] = number
-    told[f"{what} begins"][during] = 2
-    told[f"{what} begins"][during.start] = 1
+def _label_progress(
+    labels: dict[str, NDArray[np.int64]], what: str, during: slice, number: int
+) -> None:
+    labels[f"{what} number"][during] = number
+    labels[f"{what} begins"][during] = 2
+    labels[f"{what} begins"][during.start] = 1
 
 
 def _where(place: str | None, motion: str | None) -> int:
@@ -128,7 +130,7 @@ def _where(place: str | None, motion: str | None) -> int:
 
 
 def _reach(where: tuple[float, float, float, float], grid: tuple[int, int]) -> NDArray[np.bool_]:
-    """(rows, columns) bool, the tokens that a box reaches into."""
+    """(rows, columns) bool, the tokens that a box overlaps."""
     left, top, right, bottom = where
     rows, columns = np.arange(grid[0]), np.arange(grid[1])
     down = (top * grid[0] < rows + 1 - COVERED) & (bottom * grid[0] > rows + COVERED)

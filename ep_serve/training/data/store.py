@@ -1,4 +1,4 @@
-"""Parts of a data set on disk: each is made once, by any process, and read as often as needed."""
+"""Cache a data set on disk in parts, which worker processes generate."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PART = 50
 def make_parts(
     folder: Path, make: Callable[[Sequence[int]], Any], seeds: Sequence[int], workers: int
 ) -> list[Path]:
-    """Make the parts of a data set that are not there yet.
+    """Generate the parts of a data set that are not cached.
 
     Args:
-        folder: Where they are kept.
+        folder: Cache folder.
         make: Turns the seeds of a part into what `torch.save` writes; a picklable callable.
         seeds: One for each clip.
-        workers: Processes, of one thread each.
+        workers: Number of processes, of one thread each.
 
     Returns:
         The files, in the order of the seeds.
@@ -41,16 +41,16 @@ def make_parts(
 
 
 def read_parts(paths: Sequence[Path]) -> Iterator[Any]:
-    """Every clip of some parts."""
+    """Load the clips of these parts one by one."""
     for path in paths:
         yield from torch.load(path, weights_only=False, mmap=True)
 
 
 def save(path: Path, value: Any) -> None:
-    """Write a file whole or not at all."""
-    partly = path.with_suffix(f".{os.getpid()}")
-    torch.save(value, partly)
-    partly.replace(path)
+    """Save a file atomically."""
+    temporary = path.with_suffix(f".{os.getpid()}")
+    torch.save(value, temporary)
+    temporary.replace(path)
 
 
 def _one_thread() -> None:

@@ -1,4 +1,4 @@
-"""A clip as the tokens that the frozen towers make of it."""
+"""A clip encoded by the frozen towers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ep_serve.training.data.labels import Labels
 
 @dataclass(frozen=True, slots=True)
 class TokenClip:
-    """One clip behind the towers.
+    """The tokens of one clip.
 
     Attributes:
-        scene: What happens in it.
-        video: (n, D) bfloat16 tokens of the picture.
-        audio: (m, D) bfloat16 tokens of the sound.
+        scene: The scene of the clip.
+        video: (n, D) bfloat16 video tokens.
+        audio: (m, D) bfloat16 audio tokens.
         grid: Patches in time, height and width.
         second_per_grid: Seconds between two pairs of frames.
-        labels: What the tokens show.
+        labels: Targets of the tokens.
     """
 
     scene: Scene

@@ -1,1 +1,1 @@
-"""Training loops, their state on disk, and the final examination."""
+"""Training loops, their checkpointed state, and the final evaluation."""

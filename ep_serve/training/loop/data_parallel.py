@@ -1,7 +1,7 @@
-"""Several one-thread processes that train one model: faster than one process with several threads.
+"""Data-parallel training with one-thread processes, faster on CPUs than one multi-threaded process.
 
-Each computes the gradient of its own batch; their mean is what all of them step along, so that
-their weights stay equal.
+Each process computes the gradient of its own batch; all of them step along the mean, so that their
+weights stay equal.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 
-MEMORY = {
+MALLOC_SETTINGS = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "MALLOC_TOP_PAD_": str(256 << 20),
 }
-"""For glibc, from the start of a process on: keep memory that is freed.
+"""Environment of the processes: glibc keeps freed memory.
 
-A step frees hundreds of megabytes and asks for them again at once. Where they are handed back to
-the system in between, page faults are a large part of a step.
+A step frees and reallocates hundreds of megabytes. If they are returned to the system in between,
+page faults are a large part of the step.
 """
 
 
-def train_together(work: Callable[..., None], processes: int, *arguments: Any) -> None:
+def run_data_parallel(work: Callable[..., None], processes: int, *arguments: Any) -> None:
     """Call `work(rank, *arguments)` in `processes` processes, and wait for all of them."""
     if processes == 1:
         torch.set_num_threads(1)
@@ -40,12 +40,14 @@ def train_together(work: Callable[..., None], processes: int, *arguments: Any) -
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with _environment({name: value for name, value in MEMORY.items() if name not in os.environ}):
-        spawn(_begin, (work, processes, port, *arguments), nprocs=processes)
+    with _environment(
+        {name: value for name, value in MALLOC_SETTINGS.items() if name not in os.environ}
+    ):
+        spawn(_start_rank, (work, processes, port, *arguments), nprocs=processes)
 
 
-def share_gradients(module: nn.Module) -> None:
-    """Give every process the mean of all gradients."""
+def average_gradients(module: nn.Module) -> None:
+    """Average the gradients over all processes, in place."""
     if not dist.is_initialized():
         return
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
@@ -60,7 +62,7 @@ def share_gradients(module: nn.Module) -> None:
 
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Variables that are not set, for the processes that are started meanwhile."""
+    """Set environment variables for the processes started inside of the context."""
     os.environ.update(variables)
     try:
         yield
@@ -69,11 +71,11 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
             del os.environ[name]
 
 
-def _begin(
+def _start_rank(
     rank: int, work: Callable[..., None], processes: int, port: int, *arguments: Any
 ) -> None:
     torch.set_num_threads(1)
-    _end_with_parent()
+    _exit_with_parent()
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=processes)
     try:
@@ -82,8 +84,8 @@ def _begin(
         dist.destroy_process_group()
 
 
-def _end_with_parent() -> None:
-    """A training that is killed must not go on in its processes."""
+def _exit_with_parent() -> None:
+    """Exit when the parent process ends, so that killing a training ends all of it."""
     parent = parent_process()
     assert parent is not None
 

@@ -1,8 +1,8 @@
-"""Training a real EchoingPixels checkpoint on a JSONL of conversations.
+"""Fine-tune a real EchoingPixels checkpoint on a JSONL file of conversations.
 
-Towers are frozen; refiner, score head and, unless told otherwise, the decoder learn. Weights,
-activations and optimizer are in the checkpoint's own precision, and activations are computed again
-in the backward pass.
+Towers are frozen; refiner, score head and, optionally, the decoder are trained. Weights,
+activations and optimizer have the checkpoint's precision, and activations are recomputed in the
+backward pass.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ep_serve.checkpoint import names
 from ep_serve.checkpoint.directory import new_directory
 from ep_serve.checkpoint.tensors import NewTensor, read_tensors, write_tensors
 from ep_serve.preprocess.features import VIDEO_PIXELS, Bounds
-from ep_serve.training.data.conversations import FrozenTowers, Reader, read_conversations
+from ep_serve.training.data.conversations import ExampleBuilder, FrozenTowers, read_conversations
 from ep_serve.training.loop.run import Run
 from ep_serve.training.model.batch import collate
 from ep_serve.training.model.thinker import Thinker
@@ -33,19 +33,19 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to train, on what, and for how long.
+    """Settings of a fine-tuning.
 
     Attributes:
         checkpoint: An EchoingPixels checkpoint, see `ep-serve checkpoint init`.
         conversations: The JSONL file.
         media: The folder its paths start from.
-        work: For the curve and the state.
-        steps: Of the optimizer.
-        batch: Conversations in a step.
-        rate: Highest learning rate.
+        work: Folder of the training curve and state.
+        steps: Optimizer steps.
+        batch: Conversations a step.
+        rate: Peak learning rate.
         keep_ratios: One of them is drawn for each conversation.
-        decoder: Whether the decoder learns too.
-        closed: Close the bypass, see `Thinker`.
+        decoder: Whether the decoder is trained.
+        close_bypass: See `Thinker`.
         fps: Frames sampled from each second of a clip.
         video_pixels: Least and most pixels of a frame.
         seed: Of the order of the conversations and of the keep ratios.
@@ -60,14 +60,14 @@ class Plan:
     rate: float = 1e-5
     keep_ratios: Sequence[float] = KEEP_RATIOS
     decoder: bool = True
-    closed: bool = False
+    close_bypass: bool = False
     fps: float = 2.0
     video_pixels: Bounds = VIDEO_PIXELS
     seed: int = 0
 
 
 def finetune(plan: Plan) -> Thinker:
-    """Train; go on where an earlier call with the same `work` stopped.
+    """Fine-tune; resumes from the state in `plan.work`.
 
     Raises:
         CheckpointError: The checkpoint, or a line of the conversations, cannot be used.
@@ -76,8 +76,10 @@ def finetune(plan: Plan) -> Thinker:
     dtype = DTYPES[read_tensors(plan.checkpoint)[names.EMBEDDING].dtype]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     towers = FrozenTowers(plan.checkpoint, dtype).to(device)
-    reader = Reader(plan.checkpoint, towers, fps=plan.fps, video_pixels=plan.video_pixels)
-    thinker = load_thinker(plan.checkpoint, dtype, closed=plan.closed, frugal=True).to(device)
+    builder = ExampleBuilder(plan.checkpoint, towers, fps=plan.fps, video_pixels=plan.video_pixels)
+    thinker = load_thinker(
+        plan.checkpoint, dtype, close_bypass=plan.close_bypass, checkpoint_activations=True
+    ).to(device)
     if not plan.decoder:
         for part in (thinker.model.layers, thinker.model.norm, thinker.model.embed_tokens):
             part.requires_grad_(False)
@@ -86,7 +88,7 @@ def finetune(plan: Plan) -> Thinker:
     for step in run.steps():
         rng = np.random.default_rng([plan.seed, step])
         chosen = rng.choice(len(conversations), plan.batch, replace=len(conversations) < plan.batch)
-        examples = [reader.example(conversations[i]) for i in chosen]
+        examples = [builder.build(conversations[i]) for i in chosen]
         batch = collate(examples, rng.choice(plan.keep_ratios, plan.batch).tolist()).to(device)
         output = thinker(batch)
         loss = F.cross_entropy(output.logits.float(), batch.targets)
@@ -95,7 +97,7 @@ def finetune(plan: Plan) -> Thinker:
 
 
 def write_checkpoint(source: Path, thinker: Thinker, target: Path) -> None:
-    """Write `source` with the trained weights in place of its own.
+    """Write a copy of checkpoint `source` with the trained weights.
 
     Raises:
         CheckpointError: `target` exists and is not empty.

@@ -1,8 +1,8 @@
-"""Stage three: refiner, score head and decoder learn to answer, on cached tokens.
+"""Train refiner, score head and decoder on cached tokens (stage three).
 
-Three losses: the words of the answer; what goes on in each AV token's own second, told from the
-refiner's output (without it nothing is learned in reasonable time); and, lightly, the mass that the
-scores put on the tokens the answer rests on.
+Three losses: cross entropy of the answer; classification of what happens in each AV token's second,
+from the output of the refiner (without it training takes far longer); and the mass that the softmax
+of the scores puts on the evidence.
 """
 
 from __future__ import annotations
@@ -20,18 +20,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ep_serve.checkpoint.config import load_config, text_config
-from ep_serve.scenes.questions import AT_A_GLANCE, BY_EAR, BY_EYE, Question, ask_any
+from ep_serve.scenes.questions import (
+    AUDIO_KINDS,
+    SINGLE_FRAME_KINDS,
+    VIDEO_KINDS,
+    Question,
+    make_random_question,
+)
 from ep_serve.training.data.examples import (
-    NOT_TOLD,
-    Lesson,
-    LessonBatch,
-    Prompts,
-    Shown,
-    collate_lessons,
-    lesson,
-    silent,
-    sound_alone,
-    still,
+    IGNORE_INDEX,
+    ClipView,
+    LabelledBatch,
+    LabelledExample,
+    PromptEncoder,
+    audio_view,
+    build_example,
+    collate_labelled,
+    frame_view,
+    video_view,
 )
 from ep_serve.training.data.labels import ASPECTS, CONTENT
 from ep_serve.training.data.store import read_parts
@@ -43,140 +49,144 @@ KEEP_RATIOS = (1.0, 0.2, 0.1, 0.05)
 """One of them is drawn for each step, from the first one on."""
 ONE_TOKEN = 1e-9
 """A keep ratio that keeps a single token of any clip."""
-DENSE = 1.0
+DENSE_WEIGHT = 1.0
 """Weight of the dense loss."""
-POINTING = 1.0
-"""Weight of the loss that points the scores at the evidence."""
-TOKENS = 5200
-"""AV tokens in a batch of one process, about; long clips make small batches."""
-MOST = 16
+EVIDENCE_WEIGHT = 1.0
+"""Weight of `evidence_loss`."""
+BATCH_TOKENS = 5200
+"""Approximate AV tokens in a batch of one process; long clips make small batches."""
+MAX_QUESTIONS = 16
 """Questions in a batch of one process."""
-LONGEST = ((0.15, 5), (0.3, 8), (0.45, 12))
-"""Until which share of the steps clips are at most how many seconds long."""
-PART_ALONE = 0.04
+LENGTH_CURRICULUM = ((0.15, 5), (0.3, 8), (0.45, 12))
+"""Curriculum: (share of the steps, longest clips in seconds until then)."""
+PART_SHARE = 0.04
 """Share of the prompts with a silent clip; as many with a sound alone, and with a picture."""
-QUESTION_FIRST = 0.15
+QUESTION_FIRST_SHARE = 0.15
 """Share of the prompts in which the question stands before the clip."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What may differ from the shipped model, to see what it is good for.
+    """An ablation: how a training differs from that of the shipped model.
 
     Attributes:
         keep_ratios: One of them is drawn for each step; 1 alone trains with all tokens.
-        closed: Close the bypass: the decoder gets text unrefined.
-        sieve: Who chooses instead of the scores: "uniform" or "random" among the refined tokens,
-            "omnisift" without a refiner and with a selector of its own.
+        close_bypass: The decoder gets text unrefined.
+        sieve: Sieve that selects instead of CS2: "uniform" or "random" among the refined tokens,
+            "omnisift" without a refiner and with its own selector.
         sections: Channels of the rows T, H, W and T again, instead of Sync-RoPE's.
         longest: Seconds of the longest clips; None takes all.
-        patience: How many times the steps of other variants.
-        anew: Begin with random weights instead of what the shipped model has learned.
+        step_factor: Multiplies the number of steps.
+        from_scratch: Start from random weights instead of those of the shipped model.
     """
 
     keep_ratios: tuple[float, ...] = KEEP_RATIOS
-    closed: bool = False
+    close_bypass: bool = False
     sieve: str | None = None
     sections: tuple[int, int, int, int] | None = None
     longest: int | None = None
-    patience: int = 1
-    anew: bool = False
+    step_factor: int = 1
+    from_scratch: bool = False
 
     @property
-    def refines(self) -> bool:
-        """Whether the refiner is part of it."""
+    def has_refiner(self) -> bool:
+        """Whether the model has the refiner."""
         return self.sieve != "omnisift"
 
     @property
-    def serves(self) -> bool:
-        """Whether a checkpoint can hold it: the rest is the same model, put together otherwise."""
-        return self.sieve is None and not self.closed
+    def is_servable(self) -> bool:
+        """Whether the engine can serve its checkpoint."""
+        return self.sieve is None and not self.close_bypass
 
 
 SHORT_CLIPS = 8
-"""Seconds of the longest clips for variants that say who chooses."""
+"""Longest clips, in seconds, of variants with another sieve or a closed bypass."""
 M_ROPE = (8, 12, 12, 0)
 """Qwen2.5-Omni's sections 16, 24, 24 for heads of 128, scaled to heads of 64."""
 VARIANTS = {
     "shipped": Variant(),
-    # What does not begin anew goes on from the shipped one; "again" is what that is held against.
+    # Variants not from scratch start from the shipped model; "again" is their baseline.
     "again": Variant(),
-    # Neither may begin with what was learned with the other's positions.
-    "anew": Variant(patience=5, anew=True),
-    "mrope": Variant(sections=M_ROPE, patience=5, anew=True),
+    # Neither may start from weights that were trained with the other's positions.
+    "anew": Variant(step_factor=5, from_scratch=True),
+    "mrope": Variant(sections=M_ROPE, step_factor=5, from_scratch=True),
     "full": Variant(keep_ratios=(1.0,)),
     "uniform": Variant(sieve="uniform", longest=SHORT_CLIPS),
     "random": Variant(sieve="random", longest=SHORT_CLIPS),
-    "closed": Variant(closed=True, longest=SHORT_CLIPS),
-    "closed-uniform": Variant(closed=True, sieve="uniform", longest=SHORT_CLIPS),
-    "closed-random": Variant(closed=True, sieve="random", longest=SHORT_CLIPS),
-    # The shipped decoder has never seen tokens that no refiner has prepared.
-    "omnisift": Variant(sieve="omnisift", longest=SHORT_CLIPS, patience=6, anew=True),
+    "closed": Variant(close_bypass=True, longest=SHORT_CLIPS),
+    "closed-uniform": Variant(close_bypass=True, sieve="uniform", longest=SHORT_CLIPS),
+    "closed-random": Variant(close_bypass=True, sieve="random", longest=SHORT_CLIPS),
+    # The shipped decoder was not trained on unrefined tokens.
+    "omnisift": Variant(sieve="omnisift", longest=SHORT_CLIPS, step_factor=6, from_scratch=True),
 }
 
 
-class Student(nn.Module):
-    """The model and what reads the refiner's output during training."""
+class TrainingModel(nn.Module):
+    """The model, with linear classifiers of the refiner's output."""
 
     def __init__(self, config: Any, variant: Variant) -> None:
         super().__init__()
-        self.refines = variant.refines
-        self.thinker = Thinker(config, closed=variant.closed, sieve=variant.sieve)
+        self.has_refiner = variant.has_refiner
+        self.thinker = Thinker(config, close_bypass=variant.close_bypass, sieve=variant.sieve)
         width = self.thinker.lm_head.in_features
         self.heads = nn.ModuleDict({a: nn.Linear(width, n) for a, n in ASPECTS.items()})
-        self.apply(_begin)
+        self.apply(_init_weights)
 
-    def forward(self, lessons: LessonBatch) -> tuple[Tensor, dict[str, float]]:
-        """The loss and its parts, and the share of answers that are right word by word.
+    def forward(self, labelled: LabelledBatch) -> tuple[Tensor, dict[str, float]]:
+        """The loss, its parts, and the share of exactly matching answers.
 
-        Without a refiner the decoder's states tell what goes on, and no score knows the question.
+        Without a refiner the decoder's states are classified, and there is no `evidence_loss`.
         """
-        output = self.thinker(lessons.batch)
-        words = F.cross_entropy(output.logits.float(), lessons.batch.targets)
-        dense, told = self._dense(output, lessons)
-        loss = words + DENSE * dense
-        right = all_right(output, lessons)
-        figures = {"words": words.item(), "right": sum(right) / len(right), "dense": dense.item()}
-        if self.refines:
-            pointing = point(output.scores, lessons)
-            loss = loss + POINTING * pointing
-            figures["pointing"] = pointing.item()
-        figures |= {"loss": loss.item(), **told}
+        output = self.thinker(labelled.batch)
+        answer_loss = F.cross_entropy(output.logits.float(), labelled.batch.targets)
+        dense, accuracies = self._dense(output, labelled)
+        loss = answer_loss + DENSE_WEIGHT * dense
+        right = exact_matches(output, labelled)
+        figures = {
+            "words": answer_loss.item(),
+            "right": sum(right) / len(right),
+            "dense": dense.item(),
+        }
+        if self.has_refiner:
+            evidence = evidence_loss(output.scores, labelled)
+            loss = loss + EVIDENCE_WEIGHT * evidence
+            figures["pointing"] = evidence.item()
+        figures |= {"loss": loss.item(), **accuracies}
         by_task = defaultdict(list)
-        for kind, one in zip(lessons.kinds, right, strict=True):
+        for kind, one in zip(labelled.kinds, right, strict=True):
             by_task[kind].append(float(one))
         return loss, figures | {f"right/{k}": sum(v) / len(v) for k, v in by_task.items()}
 
-    def _dense(self, output: Output, lessons: LessonBatch) -> tuple[Tensor, dict[str, float]]:
-        is_av = lessons.batch.is_av
-        left = torch.ones_like(is_av) if self.refines else output.kept
-        states = (output.refined if self.refines else output.decoded)[is_av & left]
+    def _dense(self, output: Output, labelled: LabelledBatch) -> tuple[Tensor, dict[str, float]]:
+        is_av = labelled.batch.is_av
+        left = torch.ones_like(is_av) if self.has_refiner else output.kept
+        states = (output.refined if self.has_refiner else output.decoded)[is_av & left]
         total = states.new_zeros(())
-        told = {}
-        for aspect, every in lessons.aspects.items():
+        accuracies = {}
+        for aspect, every in labelled.aspects.items():
             truth = every[left[is_av]]
             logits = self.heads[aspect](states)
-            total = total + F.cross_entropy(logits.float(), truth, ignore_index=NOT_TOLD)
+            total = total + F.cross_entropy(logits.float(), truth, ignore_index=IGNORE_INDEX)
             there = truth > 0
-            told[f"told/{aspect}"] = (
+            accuracies[f"told/{aspect}"] = (
                 (logits.argmax(-1)[there] == truth[there]).float().mean().item()
             )
-        return total / len(CONTENT), told
+        return total / len(CONTENT), accuracies
 
 
-def point(scores: Tensor, lessons: LessonBatch) -> Tensor:
+def evidence_loss(scores: Tensor, labelled: LabelledBatch) -> Tensor:
     """The mean of -log(mass of the scores' softmax) over everything that answers rest on."""
-    if not len(lessons.rows):
+    if not len(labelled.rows):
         return scores.new_zeros(())
-    own = scores[lessons.rows]
-    inside = own.masked_fill(~lessons.evidence, float("-inf"))
+    own = scores[labelled.rows]
+    inside = own.masked_fill(~labelled.evidence, float("-inf"))
     return (own.logsumexp(1) - inside.logsumexp(1)).mean()
 
 
-class Lessons:
-    """Clips to ask about, sorted by length so that batches need little padding."""
+class QuestionSampler:
+    """Samples batches of questions about clips of one length, which need little padding."""
 
-    def __init__(self, clips: Iterable[TokenClip], prompts: Prompts) -> None:
+    def __init__(self, clips: Iterable[TokenClip], prompts: PromptEncoder) -> None:
         self._prompts = prompts
         self._clips: dict[int, list[TokenClip]] = defaultdict(list)
         for clip in clips:
@@ -188,63 +198,71 @@ class Lessons:
             yield from self._clips[seconds]
 
     def length(self, rng: np.random.Generator, along: float) -> int:
-        """The seconds of the clips of a batch: short ones first, all of them later.
+        """Draw the clip length of a batch: short clips first, all of them later.
 
         Batches of long clips hold fewer of them, so they are drawn more often.
         """
-        longest = next((most for until, most in LONGEST if along < until), max(self._clips))
+        longest = next(
+            (most for until, most in LENGTH_CURRICULUM if along < until), max(self._clips)
+        )
         lengths = sorted(n for n in self._clips if n <= longest) or [min(self._clips)]
         seconds = np.array([n * len(self._clips[n]) for n in lengths], dtype=float)
         return int(rng.choice(lengths, p=seconds / seconds.sum()))
 
-    def batch(self, rng: np.random.Generator, seconds: int, keep_ratio: float) -> LessonBatch:
+    def batch(self, rng: np.random.Generator, seconds: int, keep_ratio: float) -> LabelledBatch:
         """Random questions about clips of `seconds`, at one keep ratio.
 
         With several ratios in a batch, all prompts would be padded to those that are not reduced.
         """
         clips = self._clips[seconds]
-        size = max(2, min(MOST, TOKENS // (34 * seconds)))
-        lessons = [self.varied(clips[rng.integers(len(clips))], rng) for _ in range(size)]
-        return collate_lessons(lessons, [keep_ratio] * size)
+        size = max(2, min(MAX_QUESTIONS, BATCH_TOKENS // (34 * seconds)))
+        examples = [self.sample_varied(clips[rng.integers(len(clips))], rng) for _ in range(size)]
+        return collate_labelled(examples, [keep_ratio] * size)
 
-    def varied(self, clip: TokenClip, rng: np.random.Generator) -> Lesson:
-        """A random question about a clip, now and then about a part of it."""
+    def sample_varied(self, clip: TokenClip, rng: np.random.Generator) -> LabelledExample:
+        """A random question about a clip, sometimes shown only in part."""
         part = rng.random()
-        if part < 3 * PART_ALONE:
-            if part < PART_ALONE:
-                shown, question = silent(clip), ask_any(clip.scene, rng, BY_EYE)
-            elif part < 2 * PART_ALONE:
-                shown, question = sound_alone(clip), ask_any(clip.scene, rng, BY_EAR)
+        if part < 3 * PART_SHARE:
+            if part < PART_SHARE:
+                view, question = (
+                    video_view(clip),
+                    make_random_question(clip.scene, rng, VIDEO_KINDS),
+                )
+            elif part < 2 * PART_SHARE:
+                view, question = (
+                    audio_view(clip),
+                    make_random_question(clip.scene, rng, AUDIO_KINDS),
+                )
             else:
-                shown, question = _glance(clip, rng)
-            return lesson(clip, question, self._prompts, shown)
-        return self.lesson(clip, rng)
+                view, question = _single_frame_question(clip, rng)
+            return build_example(clip, question, self._prompts, view)
+        return self.build_example(clip, rng)
 
-    def lesson(self, clip: TokenClip, rng: np.random.Generator) -> Lesson:
+    def build_example(self, clip: TokenClip, rng: np.random.Generator) -> LabelledExample:
         """A random question about a clip."""
-        question = ask_any(clip.scene, rng)
-        first = bool(rng.random() < QUESTION_FIRST)
-        return lesson(clip, question, self._prompts, question_first=first)
+        question = make_random_question(clip.scene, rng)
+        first = bool(rng.random() < QUESTION_FIRST_SHARE)
+        return build_example(clip, question, self._prompts, question_first=first)
 
 
-def _glance(clip: TokenClip, rng: np.random.Generator) -> tuple[Shown, Question]:
-    """A picture out of the clip, and a question about it."""
+def _single_frame_question(clip: TokenClip, rng: np.random.Generator) -> tuple[ClipView, Question]:
+    """A still frame of the clip, and a question about it."""
     index = int(rng.integers(len(clip.scene.sights)))
     sight = clip.scene.sights[index]
     alone = replace(clip.scene, sights=(sight,), sounds=())
-    question = ask_any(alone, rng, AT_A_GLANCE)
-    return still(clip, int(sight.start)), replace(question, seen=(index,) * len(question.seen))
+    question = make_random_question(alone, rng, SINGLE_FRAME_KINDS)
+    return frame_view(clip, int(sight.start)), replace(question, seen=(index,) * len(question.seen))
 
 
-def all_right(output: Output, lessons: LessonBatch) -> list[bool]:
-    """Which answers have the right token as the likeliest one everywhere, their end included."""
-    targets = lessons.batch.targets
-    right = (output.logits.argmax(-1) == targets).split(lessons.batch.answer_valid.sum(1).tolist())
+def exact_matches(output: Output, labelled: LabelledBatch) -> list[bool]:
+    """Whether all tokens of each answer, its end included, are the most likely ones."""
+    targets = labelled.batch.targets
+    right = (output.logits.argmax(-1) == targets).split(labelled.batch.answer_valid.sum(1).tolist())
     return [bool(one.all()) for one in right]
 
 
-def _begin(module: nn.Module) -> None:
-    """Small weights to begin with: large ones hardly move, and what they compute is not learned."""
+def _init_weights(module: nn.Module) -> None:
+    """Initialize small weights: large ones hardly change in training."""
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.03)
         if module.bias is not None:
@@ -254,7 +272,7 @@ def _begin(module: nn.Module) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class TrainingJob:
     """One training of the language model.
 
     Attributes:
@@ -265,7 +283,7 @@ class Course:
         seed: Of everything.
         rate: Highest learning rate.
         variant: What is trained.
-        begin: State of another course to begin with; clips of all lengths come from then on.
+        init_from: State of another training to start from; then clips of all lengths are used.
     """
 
     folder: Path
@@ -275,39 +293,39 @@ class Course:
     seed: int = 0
     rate: float = 2e-3
     variant: Variant = VARIANTS["shipped"]
-    begin: Path | None = None
+    init_from: Path | None = None
 
-    def student(self) -> Student:
-        """The model before the first step, the same for the same seed."""
+    def build_model(self) -> TrainingModel:
+        """Build the model as before the first step, deterministic in the seed."""
         torch.manual_seed(self.seed)
         config = load_config(self.checkpoint)
         if self.variant.sections is not None:
             text_config(config).sync_rope_section = list(self.variant.sections)
-        student = Student(config, self.variant)
-        if self.begin is not None:
-            learned = torch.load(self.begin, weights_only=True)["module"]
-            # A selector that the other course does not have begins anew.
-            student.load_state_dict(student.state_dict() | learned)
-        return student
+        model = TrainingModel(config, self.variant)
+        if self.init_from is not None:
+            learned = torch.load(self.init_from, weights_only=True)["module"]
+            # A selector that the other training does not have starts from random weights.
+            model.load_state_dict(model.state_dict() | learned)
+        return model
 
-    def lessons(self, parts: Sequence[Path]) -> Lessons:
-        """The clips of some files, as far as they are for this course."""
+    def load_sampler(self, parts: Sequence[Path]) -> QuestionSampler:
+        """A sampler over the clips of these files that are not too long for the variant."""
         longest = self.variant.longest or math.inf
         clips = (clip for clip in read_parts(parts) if clip.scene.seconds <= longest)
-        return Lessons(clips, Prompts(self.checkpoint))
+        return QuestionSampler(clips, PromptEncoder(self.checkpoint))
 
 
-def follow(rank: int, course: Course) -> None:
-    """Do one process's share of a course."""
-    student = course.student()
-    lessons = course.lessons(course.parts)
-    run = Run(course.folder, student, course.steps, course.rate, muon=True, quiet=rank > 0)
+def train_rank(rank: int, job: TrainingJob) -> None:
+    """Run the training loop of one data-parallel process."""
+    model = job.build_model()
+    sampler = job.load_sampler(job.parts)
+    run = Run(job.folder, model, job.steps, job.rate, muon=True, quiet=rank > 0)
     for step in run.steps():
-        rng = np.random.default_rng([course.seed, step, rank])
-        # Length and keep ratio are those of all processes, so that none waits for another.
-        common = np.random.default_rng([course.seed, step])
-        seconds = lessons.length(common, 1.0 if course.begin else step / course.steps)
-        batch = lessons.batch(rng, seconds, float(common.choice(course.variant.keep_ratios)))
+        rng = np.random.default_rng([job.seed, step, rank])
+        # Length and keep ratio are those of all processes, so that they finish a step together.
+        common = np.random.default_rng([job.seed, step])
+        seconds = sampler.length(common, 1.0 if job.init_from else step / job.steps)
+        batch = sampler.batch(rng, seconds, float(common.choice(job.variant.keep_ratios)))
         with torch.autocast("cpu", torch.bfloat16):
-            loss, figures = student(batch)
+            loss, figures = model(batch)
         run.update(loss, figures)

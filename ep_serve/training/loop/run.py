@@ -1,4 +1,4 @@
-"""One training on disk: its curve, and the state from which it goes on after an interruption."""
+"""A resumable training run: optimizer steps, training curve and state on disk."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import nn
 from tqdm import tqdm
 
 from ep_serve.training.data.store import save
-from ep_serve.training.loop.data_parallel import share_gradients
+from ep_serve.training.loop.data_parallel import average_gradients
 
 
 class Run:
-    """Optimises a module step by step.
+    """Trains a module and logs the curve.
 
     `curve.jsonl` gets a line every `log_every` steps: the mean of what `update` was given.
-    `state.pt` is written every `save_every` steps; a new run in the same folder goes on from it.
+    `state.pt` is written every `save_every` steps; a new run in the same folder resumes from it.
     """
 
     def __init__(
@@ -35,18 +35,18 @@ class Run:
         save_every: int = 100,
         quiet: bool = False,
     ) -> None:
-        """Begin, or go on.
+        """Start a run, or resume it.
 
         Args:
             folder: For curve and state.
-            module: What learns.
-            steps: Of the optimizer, earlier runs included.
-            rate: Highest learning rate.
-            muon: Matrices inside of layers learn by Muon (orthogonalised momentum), which finds
-                what relates a question to a clip in half the steps; the rest learns by AdamW.
-            log_every: Steps in a line of the curve.
+            module: Module to train.
+            steps: Optimizer steps, earlier runs included.
+            rate: Peak learning rate.
+            muon: Train matrices inside of layers with Muon (orthogonalised momentum), which needs
+                half the steps, and the rest with AdamW.
+            log_every: Steps that a line of the curve averages.
             save_every: Steps between two states.
-            quiet: Write and show nothing.
+            quiet: Neither log nor save.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -68,7 +68,7 @@ class Run:
             self.step, self._seconds = saved["step"], saved["seconds"]
 
     def steps(self) -> Iterator[int]:
-        """The steps that are left; each is expected to end with `update`."""
+        """Iterate over the remaining steps; each must end with `update`."""
         bar = tqdm(total=self.total, initial=self.step, desc=self.folder.name, disable=self._quiet)
         began = time.monotonic()
         with bar:
@@ -82,14 +82,14 @@ class Run:
                     self.save()
 
     def update(self, loss: torch.Tensor, figures: Mapping[str, float]) -> None:
-        """Go one step down the loss, all processes together."""
+        """Take one optimizer step, with gradients averaged over all processes."""
         self.module.zero_grad(set_to_none=True)
         loss.backward()
-        share_gradients(self.module)
+        average_gradients(self.module)
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         for optimizer in self._optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = group["highest"] * schedule(self.step, self.total)
+                group["lr"] = group["highest"] * lr_factor(self.step, self.total)
             optimizer.step()
         self.step += 1
         for name, value in figures.items():
@@ -98,7 +98,7 @@ class Run:
             self._log()
 
     def save(self) -> None:
-        """Write down where the training stands."""
+        """Save module, optimizers and step to `state.pt`."""
         if self._quiet:
             return
         state = {
@@ -119,8 +119,8 @@ class Run:
             file.write(json.dumps(line) + "\n")
 
 
-def schedule(step: int, total: int) -> float:
-    """Share of the full rate: a short rise, then half a cosine down to a hundredth."""
+def lr_factor(step: int, total: int) -> float:
+    """Factor of the peak learning rate: linear warmup, then cosine decay to 0.01."""
     rise = max(1, min(100, total // 20))
     if step < rise:
         return (step + 1) / rise

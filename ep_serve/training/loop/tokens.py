@@ -1,6 +1,6 @@
-"""Stage two: clips as the tokens that the frozen towers make of them.
+"""Encode clips to tokens with the frozen towers (stage two).
 
-The language model is trained on these alone; no tower runs any more.
+The language model is trained on these tokens; the towers do not run again.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from pathlib import Path
 
 import torch
 
-from ep_serve.training.data.clip_features import MakeFeatures
+from ep_serve.training.data.clip_features import FeatureExtractor
 from ep_serve.training.data.token_clip import TokenClip
-from ep_serve.training.loop.towers import Hearing, Seeing
+from ep_serve.training.loop.towers import AudioClassifier, VisionClassifier
 from ep_serve.training.model import architecture
 
 
 @dataclass(frozen=True, slots=True)
-class MakeTokens:
-    """Turns seeds into clips of `lengths` seconds behind the towers saved in `towers`."""
+class TokenExtractor:
+    """Generates a clip for each seed and encodes it with the towers saved in `towers`."""
 
     towers: Path
     lengths: tuple[int, ...]
 
     @torch.inference_mode()
     def __call__(self, seeds: Sequence[int]) -> list[TokenClip]:
-        seeing, hearing = load_towers(self.towers)
+        vision, audio = load_towers(self.towers)
         clips = []
-        for one in MakeFeatures(self.lengths)(seeds):
+        for one in FeatureExtractor(self.lengths)(seeds):
             clips.append(
                 TokenClip(
                     scene=one.scene,
-                    video=seeing.encode([one]).bfloat16().clone(),
-                    audio=hearing.encode([one]).bfloat16().clone(),
+                    video=vision.encode([one]).bfloat16().clone(),
+                    audio=audio.encode([one]).bfloat16().clone(),
                     grid=one.grid,
                     second_per_grid=one.second_per_grid,
                     labels=one.labels,
@@ -44,13 +44,13 @@ class MakeTokens:
 
 
 @cache
-def load_towers(path: Path) -> tuple[Seeing, Hearing]:
-    """The towers that `save_towers` wrote, in float32 numbers that bfloat16 can hold."""
+def load_towers(path: Path) -> tuple[VisionClassifier, AudioClassifier]:
+    """Load the trained towers, rounded to bfloat16 and held in float32."""
     config = architecture.config()
-    seeing, hearing = Seeing(config), Hearing(config)
+    vision, audio = VisionClassifier(config), AudioClassifier(config)
     saved = torch.load(path, weights_only=True)
-    for module, name in ((seeing, "seeing"), (hearing, "hearing")):
+    for module, name in ((vision, "vision"), (audio, "audio")):
         rounded = {key: value.bfloat16().float() for key, value in saved[name].items()}
         module.load_state_dict(rounded)
         module.eval()
-    return seeing, hearing
+    return vision, audio

@@ -1,8 +1,8 @@
-"""Stage one: the towers learn to tell what each of their tokens shows.
+"""Train the towers by classifying each of their tokens (stage one).
 
-Every token is classified by linear layers that are thrown away afterwards. A picture's token tells
-the colour, shape and place of the pair of frames it belongs to, and whether the shape reaches into
-its own square; a token of sound tells what is heard in its 40 milliseconds.
+The linear classifiers are discarded afterwards. Targets of a video token are the colour, shape and
+place in its pair of frames, and whether the shape overlaps the token's square; the target of an
+audio token is the sound in its 40 milliseconds.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import (
 )
 
 from ep_serve.checkpoint.config import parse_config
-from ep_serve.training.data.clip_features import MERGE, Features
+from ep_serve.training.data.clip_features import MERGE, ClipFeatures
 from ep_serve.training.data.labels import CONTENT
 from ep_serve.training.loop.run import Run
 
 BATCH = 24
 """Clips."""
-SIZE = 0.5
-"""Of the tokens that the language model gets: their root mean square."""
-LOOKS = ("colour", "shape", "where")
+TOKEN_RMS = 0.5
+"""Root mean square of the tokens that the language model gets."""
+VISUAL_ASPECTS = ("colour", "shape", "where")
 
 
-class Seeing(nn.Module):
-    """The vision tower and what reads its tokens during this stage."""
+class VisionClassifier(nn.Module):
+    """The vision tower with classifiers of its tokens."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.tower = Qwen2_5OmniVisionEncoder(parse_config(config).thinker_config.vision_config)
         width = config["thinker_config"]["vision_config"]["out_hidden_size"]
-        self.heads = nn.ModuleDict({a: nn.Linear(width, CONTENT[a]) for a in LOOKS})
+        self.heads = nn.ModuleDict({a: nn.Linear(width, CONTENT[a]) for a in VISUAL_ASPECTS})
         self.cover = nn.Linear(width, 1)
 
-    def encode(self, clips: Sequence[Features]) -> Tensor:
+    def encode(self, clips: Sequence[ClipFeatures]) -> Tensor:
         """(n, D) tokens of all clips behind each other."""
         patches = torch.cat([clip.patches for clip in clips]).float()
         grids = torch.tensor([clip.grid for clip in clips])
         tokens: Tensor = self.tower(patches, grid_thw=grids).pooler_output
         return tokens
 
-    def forward(self, clips: Sequence[Features]) -> tuple[Tensor, dict[str, float]]:
-        """The loss, and the share of tokens that are told right where something is shown."""
+    def forward(self, clips: Sequence[ClipFeatures]) -> tuple[Tensor, dict[str, float]]:
+        """The loss, and the accuracy on tokens that show something."""
         tokens = self.encode(clips)
         each = [(c.grid[1] // MERGE) * (c.grid[2] // MERGE) for c in clips]
         truth = {
@@ -59,19 +59,19 @@ class Seeing(nn.Module):
                     [np.repeat(c.labels.pairs[a], n) for c, n in zip(clips, each, strict=True)]
                 )
             )
-            for a in LOOKS
+            for a in VISUAL_ASPECTS
         }
         covers = torch.from_numpy(np.concatenate([c.labels.covers.ravel() for c in clips]))
         loss = F.binary_cross_entropy_with_logits(self.cover(tokens).squeeze(-1), covers.float())
         figures = {}
-        for aspect in LOOKS:
-            part, figures[aspect] = _told(self.heads[aspect](tokens), truth[aspect])
+        for aspect in VISUAL_ASPECTS:
+            part, figures[aspect] = _classify(self.heads[aspect](tokens), truth[aspect])
             loss = loss + part
         return loss, figures | {"loss": loss.item()}
 
 
-class Hearing(nn.Module):
-    """The audio tower and what reads its tokens during this stage."""
+class AudioClassifier(nn.Module):
+    """The audio tower with a classifier of its tokens."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Hearing(nn.Module):
         width = config["thinker_config"]["audio_config"]["output_dim"]
         self.head = nn.Linear(width, CONTENT["sound"])
 
-    def encode(self, clips: Sequence[Features]) -> Tensor:
+    def encode(self, clips: Sequence[ClipFeatures]) -> Tensor:
         """(n, D) tokens of all clips behind each other."""
         mels = torch.cat([clip.mel for clip in clips], dim=1).float()
         lengths = torch.tensor([clip.mel.shape[1] for clip in clips])
@@ -89,27 +89,27 @@ class Hearing(nn.Module):
         ).last_hidden_state
         return tokens
 
-    def forward(self, clips: Sequence[Features]) -> tuple[Tensor, dict[str, float]]:
-        """The loss, and the share of tokens that are told right where something is heard."""
+    def forward(self, clips: Sequence[ClipFeatures]) -> tuple[Tensor, dict[str, float]]:
+        """The loss, and the accuracy on tokens with a sound."""
         truth = torch.from_numpy(np.concatenate([clip.labels.heard for clip in clips]))
-        loss, share = _told(self.head(self.encode(clips)), truth)
+        loss, share = _classify(self.head(self.encode(clips)), truth)
         return loss, {"sound": share, "loss": loss.item()}
 
 
 def train(
-    tower: Seeing | Hearing,
-    clips: Sequence[Features],
-    held_out: Sequence[Features],
+    tower: VisionClassifier | AudioClassifier,
+    clips: Sequence[ClipFeatures],
+    held_out: Sequence[ClipFeatures],
     folder: Path,
     *,
     steps: int,
     seed: int,
     rate: float = 2e-3,
 ) -> dict[str, float]:
-    """Train a tower; go on where an earlier call in the same folder stopped.
+    """Train a tower; resumes an interrupted training in the same folder.
 
     Returns:
-        The figures on clips it has not seen.
+        The figures on held-out clips.
     """
     run = Run(folder, tower, steps, rate)
     for step in run.steps():
@@ -123,20 +123,20 @@ def train(
 
 
 @torch.inference_mode()
-def set_size(tower: Seeing | Hearing, clips: Sequence[Features]) -> None:
-    """Scale a trained tower's tokens to a root mean square of `SIZE`.
+def scale_tokens(tower: VisionClassifier | AudioClassifier, clips: Sequence[ClipFeatures]) -> None:
+    """Scale a trained tower's tokens to a root mean square of `TOKEN_RMS`.
 
     The layers of an untrained language model add little to a token; to large ones they would add
-    nothing that counts. What reads the tokens in this stage is not scaled along, it is done with.
+    nothing that counts. The classifiers are not scaled along: they are not used again.
     """
-    last = tower.tower.merger.mlp[2] if isinstance(tower, Seeing) else tower.tower.proj
-    scale = SIZE / tower.encode(clips[:BATCH]).square().mean().sqrt()
+    last = tower.tower.merger.mlp[2] if isinstance(tower, VisionClassifier) else tower.tower.proj
+    scale = TOKEN_RMS / tower.encode(clips[:BATCH]).square().mean().sqrt()
     last.weight *= scale
     last.bias *= scale
 
 
-def _told(logits: Tensor, truth: Tensor) -> tuple[Tensor, float]:
-    """Cross entropy, and the share told right where there is something to tell."""
-    something = truth > 0
-    right = (logits.argmax(-1) == truth)[something].float().mean().item()
+def _classify(logits: Tensor, truth: Tensor) -> tuple[Tensor, float]:
+    """Cross entropy, and the accuracy where the class is not "nothing"."""
+    labelled = truth > 0
+    right = (logits.argmax(-1) == truth)[labelled].float().mean().item()
     return F.cross_entropy(logits, truth), right

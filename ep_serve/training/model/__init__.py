@@ -1,1 +1,1 @@
-"""The models that are trained, in plain differentiable PyTorch."""
+"""The trainable models, in plain PyTorch."""

@@ -1,4 +1,4 @@
-"""The shape of the embedded model: Qwen2.5-Omni's thinker and CS2, a thousand times smaller."""
+"""Configuration of the embedded model: a thousandth of Qwen2.5-Omni's thinker, with CS2."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from ep_serve.scenes import questions
 
 HIDDEN = 256
 BOUNDS = (9 * 28 * 28, 9 * 28 * 28)
-"""Pixels of a frame: about nine tokens, whatever its shape."""
-WORDS = (
-    *questions.words(),
+"""Least and most pixels of a frame: about nine tokens."""
+VOCABULARY = (
+    *questions.vocabulary(),
     *("system", "user", "assistant", "You", " helpful", " assistant"),  # the chat template's
 )
-"""What is one token."""
+"""Words that are one token each."""
 
 
 def config() -> dict[str, Any]:
@@ -39,7 +39,7 @@ def config() -> dict[str, Any]:
         "intermediate_size": 320,
         "num_hidden_layers": 3,
         "av_refiner_layers": 3,
-        "vocab_size": vocabulary_size(WORDS),
+        "vocab_size": vocabulary_size(VOCABULARY),
     }
     vision = VISION_CONFIG | {
         "hidden_size": 96,
@@ -59,13 +59,13 @@ def config() -> dict[str, Any]:
         MEDIA_DEFAULTS: {"min_pixels": low, "max_pixels": high},
         "thinker_config": CONFIG["thinker_config"] | parts,
     }
-    return deepcopy(whole)  # transformers adds to the dictionaries that it is given
+    return deepcopy(whole)  # transformers modifies the dictionaries it is passed
 
 
-def write_frame(directory: Path) -> None:
-    """Write everything of the checkpoint but its weights."""
+def write_config_files(directory: Path) -> None:
+    """Write all files of the checkpoint but its weights."""
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "config.json", config())
     write_json(directory / "generation_config.json", GENERATION_CONFIG)
-    write_text_files(directory, WORDS)
+    write_text_files(directory, VOCABULARY)
     write_processor_files(directory, *BOUNDS)

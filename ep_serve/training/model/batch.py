@@ -1,4 +1,4 @@
-"""Conversations with media as one padded batch."""
+"""Padded batches of prompts with media and answers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ep_serve.layout import Kind, Layout, keep_count
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt, its tokens from the towers, and its answer.
+    """One prompt with its AV tokens and its answer.
 
     Attributes:
         layout: The full prompt.
         av: (N_av, D) embeddings of its AV tokens, in prompt order.
-        answer: Token ids, the one that ends an answer included.
+        answer: Token ids, the end token included.
     """
 
     layout: Layout
@@ -29,16 +29,16 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Examples side by side, padded at their ends.
+    """Examples padded on the right.
 
     Attributes:
         token_ids: (B, L) int64.
         kinds: (B, L) int8.
         positions: (B, 3, L) int64.
-        valid: (B, L) bool, no padding.
-        av: (n, D) AV tokens of all prompts behind each other.
-        keep: (B,) int64, how many AV tokens of each prompt survive, of all kinds together.
-        keep_ratios: (B,) float64, what was asked for, for sieves that count for themselves.
+        valid: (B, L) bool, false at padding.
+        av: (n, D) concatenated AV tokens of all prompts.
+        keep: (B,) int64, AV tokens to keep of each prompt, over all kinds.
+        keep_ratios: (B,) float64, for sieves that compute their own counts.
         answer_ids: (B, A) int64.
         answer_valid: (B, A) bool.
         answer_positions: (B, 3, A) int64.
@@ -62,11 +62,11 @@ class Batch:
 
     @property
     def targets(self) -> Tensor:
-        """(n,) int64, the tokens of all answers behind each other."""
+        """(n,) int64, the concatenated tokens of all answers."""
         return self.answer_ids[self.answer_valid]
 
     def layout(self, row: int) -> Layout:
-        """One of the prompts without its padding; all its media count as one."""
+        """Layout of one prompt without padding; all its media count as one."""
         n = int(self.valid[row].sum())
         kinds = self.kinds[row, :n].cpu().numpy()
         return Layout(
@@ -83,7 +83,7 @@ class Batch:
 
 
 def collate(examples: Sequence[Example], keep_ratios: Sequence[float]) -> Batch:
-    """Put examples side by side; each has its own keep ratio."""
+    """Collate examples, each with its own keep ratio."""
     length = max(example.layout.length for example in examples)
     answer = max(len(example.answer) for example in examples)
     size = len(examples)

@@ -1,7 +1,7 @@
-"""A Qwen2 layer with Sync-RoPE, for batches that can be differentiated.
+"""A Qwen2 layer with Sync-RoPE for training.
 
-Parameters are named as in the checkpoint; refiner and decoder are made of the same layer and differ
-in who may look at whom. Attention is spelled out as two products and a softmax: on CPUs, in
+Parameters are named as in the checkpoint; refiner and decoder use the same layer with different
+attention masks. Attention is spelled out as two products and a softmax: on CPUs, in
 bfloat16, its backward pass is much faster than that of the fused kernel.
 """
 
@@ -43,7 +43,7 @@ class Layer(nn.Module):
         self.mlp = FeedForward(config.hidden_size, config.intermediate_size)
 
     def forward(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        """Let every token look at the others.
+        """Apply the layer.
 
         Args:
             hidden: (B, L, D).

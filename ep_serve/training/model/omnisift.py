@@ -1,4 +1,4 @@
-"""OmniSIFT's selector in training: it chooses as it does in serving, and its scores learn."""
+"""OmniSIFT's selection with gradients for its selector."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from ep_serve.sieve import Pool
 from ep_serve.sieve.omnisift import OmniSiftPlan, OmniSiftSieve
 
 
-def sift(sieve: OmniSiftSieve, pool: Pool, plan: OmniSiftPlan) -> tuple[Tensor, Tensor]:
-    """Choose, with a gradient for the sound (straight-through estimator, arXiv 2602.04804).
+def select_with_gradient(
+    sieve: OmniSiftSieve, pool: Pool, plan: OmniSiftPlan
+) -> tuple[Tensor, Tensor]:
+    """Select tokens, with a gradient for the audio scores (straight-through, arXiv 2602.04804).
 
-    Which picture survives is decided by similarity and has nothing to learn. Forward, every token
-    is multiplied by 1. Backward, the factor of a sound that was judged by a picture counts as its
-    score, the sigmoid of its logit. `OmniSiftSieve.reduce` makes the same choice without giving
-    its scores away.
+    Video tokens are selected by similarity, which has no weights. Forward, every token is
+    multiplied by 1; backward, the factor of a scored audio token is its score, the sigmoid of its
+    logit. `OmniSiftSieve.reduce` makes the same selection without returning scores.
 
     Args:
         sieve: The selector.
         pool: AV tokens of one prompt.
-        plan: For that pool.
+        plan: The sieve's plan of that pool.
 
     Returns:
         indices (K,) int64 of the survivors, ascending, and factors (n,) float32.

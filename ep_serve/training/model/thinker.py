@@ -1,8 +1,7 @@
-"""The thinker as it is trained: refiner, sieve and decoder over batches, differentiable.
+"""The trainable thinker: refiner, sieve and decoder over padded batches.
 
-It is the model that the engine serves, with the same rotary embedding, the same score head and the
-same rule for who survives. What differs is that batches are padded, and that the choice of the
-survivors lets gradients through (straight through the softmax of the scores, as in EchoingPixels).
+Rotary embedding, score head and selection rule are those of the engine. The selection passes
+gradients to the scores by a straight-through estimator over their softmax, as in EchoingPixels.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ from ep_serve.sieve.cs2 import CS2Sieve
 from ep_serve.sieve.omnisift import OmniSiftSieve
 from ep_serve.training.model.batch import Batch
 from ep_serve.training.model.layers import Layer, RMSNorm
-from ep_serve.training.model.omnisift import sift
+from ep_serve.training.model.omnisift import select_with_gradient
 
-HIDDEN = float("-inf")
+NEGATIVE_INFINITY = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a batch came to.
+    """Output of the model for a batch.
 
     Attributes:
         logits: (n, V) for the tokens of all answers behind each other, their ends included.
         refined: (B, L, D) states of the full prompts, before anything is dropped.
-        decoded: (B, L, D) what the decoder made of them, 0 where a token was dropped.
+        decoded: (B, L, D) the decoder's states, 0 where a token was dropped.
         scores: (B, L) float32, -inf where there is no AV token; all of them with OmniSIFT, which
             has no scores for the whole pool.
-        kept: (B, L) bool, positions of the prompts that the decoder saw.
+        kept: (B, L) bool, positions of the prompts that were kept.
     """
 
     logits: Tensor
@@ -52,7 +51,7 @@ class Refined:
 
     Attributes:
         embeddings: (B, L, D) of the full prompts.
-        states: (B, L, D) what the refiner made of them; with OmniSIFT, which has none, the same.
+        states: (B, L, D) refined states; with OmniSIFT, the embeddings.
         scores: (B, L) float32 as in `Output`.
     """
 
@@ -68,20 +67,19 @@ class Thinker(nn.Module):
         self,
         config: Any,
         *,
-        closed: bool = False,
-        frugal: bool = False,
+        close_bypass: bool = False,
+        checkpoint_activations: bool = False,
         sieve: str | None = None,
     ) -> None:
         """Make a thinker with random weights.
 
         Args:
-            config: Of a whole EchoingPixels checkpoint.
-            closed: Close the bypass: the decoder gets the embeddings of text, not its refined
-                states, which have read everything before the selection.
-            frugal: Compute activations again in the backward pass instead of keeping them.
-            sieve: Let another sieve choose the survivors; by default the scores choose. Those
-                without weights choose among the refined tokens. "omnisift" does without the
-                refiner and learns its own selector.
+            config: Configuration of an EchoingPixels checkpoint.
+            close_bypass: The decoder gets the embeddings of text tokens instead of their refined
+                states, which attended to all AV tokens before the selection.
+            checkpoint_activations: Recompute activations in the backward pass to save memory.
+            sieve: Sieve that selects instead of CS2. Sieves without weights select among the
+                refined tokens; "omnisift" has no refiner and trains its own selector.
         """
         super().__init__()
         text = text_config(config)
@@ -90,8 +88,8 @@ class Thinker(nn.Module):
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         if text.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        self.closed = closed
-        self.frugal = frugal
+        self.close_bypass = close_bypass
+        self.checkpoint_activations = checkpoint_activations
         self.sieve = sieve
         if sieve == OmniSiftSieve.name:
             self.compressor = OmniSiftSieve(text.hidden_size)
@@ -100,27 +98,27 @@ class Thinker(nn.Module):
         self._theta = float(_theta(text))
 
     def forward(self, batch: Batch) -> Output:
-        """Refine, choose, and predict the answers."""
+        """Refine, select, and predict the answers."""
         return self.answer(batch, self.refine(batch))
 
     def refine(self, batch: Batch) -> Refined:
-        """What the sieve sees of a batch; it does not depend on the keep ratios."""
+        """Compute the sieve's inputs of a batch, which do not depend on the keep ratios."""
         embeddings = self._embed(batch)
         if self.sieve == OmniSiftSieve.name:
-            none = embeddings.new_full(batch.valid.shape, HIDDEN)
+            none = embeddings.new_full(batch.valid.shape, NEGATIVE_INFINITY)
             return Refined(embeddings, embeddings, none)
         states = self._run_refiner(embeddings, batch)
         return Refined(embeddings, states, self._score(states, batch))
 
     def answer(self, batch: Batch, refined: Refined) -> Output:
-        """Choose, and predict the answers."""
+        """Select, and predict the answers."""
         states, scores = refined.states, refined.scores
         if self.sieve == OmniSiftSieve.name:
-            chosen, through = self._sift(states, batch)
+            chosen, through = self._select_omnisift(states, batch)
         else:
-            chosen = self._choose(states, scores, batch)
-            through = let_through(states, scores, chosen)
-        if self.closed:
+            chosen = self._select(states, scores, batch)
+            through = straight_through(states, scores, chosen)
+        if self.close_bypass:
             text = refined.embeddings.to(through.dtype)
             through = torch.where(batch.is_av[..., None], through, text)
         kept = chosen | (batch.valid & ~batch.is_av)
@@ -128,11 +126,13 @@ class Thinker(nn.Module):
         return Output(logits, states, decoded, scores, kept)
 
     def _decode(self, through: Tensor, kept: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits (n, V) of all answers, and (B, L, D) what became of the prompts' tokens."""
-        states, positions, ends, order = self._shorten(through, kept, batch)
+        """Logits (n, V) of all answers, and decoder states (B, L, D) of the prompts."""
+        states, positions, ends, order = self._compact(through, kept, batch)
         rotation = self._rotation(positions)
-        mask = torch.full((states.shape[1],) * 2, HIDDEN, dtype=states.dtype, device=states.device)
-        mask = mask.triu(1)[None, None]  # padding lies behind everything that counts
+        mask = torch.full(
+            (states.shape[1],) * 2, NEGATIVE_INFINITY, dtype=states.dtype, device=states.device
+        )
+        mask = mask.triu(1)[None, None]  # padding comes after all tokens that count
         for layer in self.model.layers:
             states = self._run(layer, states, rotation, mask)
         states = self.model.norm(states)
@@ -150,7 +150,7 @@ class Thinker(nn.Module):
     def _run_refiner(self, hidden: Tensor, batch: Batch) -> Tensor:
         rotation = self._rotation(batch.positions)
         mask = torch.zeros(batch.valid.shape, dtype=hidden.dtype, device=hidden.device)
-        mask = mask.masked_fill(~batch.valid, HIDDEN)[:, None, None]
+        mask = mask.masked_fill(~batch.valid, NEGATIVE_INFINITY)[:, None, None]
         for layer in self.model.bidir_encoder.layers:
             hidden = self._run(layer, hidden, rotation, mask)
         return hidden
@@ -160,13 +160,13 @@ class Thinker(nn.Module):
         # Scores rounded to bfloat16 would tie, so mixed precision stops here.
         with torch.autocast(pool.device.type, enabled=False):
             flat = self.model.compressor.scores(pool.to(self.model.norm.weight.dtype))
-        scores = flat.new_full(batch.is_av.shape, HIDDEN)
+        scores = flat.new_full(batch.is_av.shape, NEGATIVE_INFINITY)
         return scores.masked_scatter(batch.is_av, flat)
 
-    def _choose(self, refined: Tensor, scores: Tensor, batch: Batch) -> Tensor:
-        """(B, L) bool, the AV tokens that survive."""
+    def _select(self, refined: Tensor, scores: Tensor, batch: Batch) -> Tensor:
+        """Select the AV tokens to keep, (B, L) bool."""
         if self.sieve is None:
-            return choose(scores, batch.keep)
+            return select_top(scores, batch.keep)
         sieve = get_sieve(self.sieve).for_model(refined.shape[2])
         chosen = torch.zeros_like(batch.valid)
         for row, keep in enumerate(batch.keep.tolist()):
@@ -174,27 +174,27 @@ class Thinker(nn.Module):
             chosen[row, places[sieve.select(pool, keep)]] = True
         return chosen
 
-    def _sift(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What OmniSIFT keeps, (B, L) bool, and the states with a gradient for its selector."""
+    def _select_omnisift(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """OmniSIFT's selection (B, L) bool, and states with a gradient for its selector."""
         chosen = torch.zeros_like(batch.valid)
         factor = torch.ones(batch.valid.shape, device=embeddings.device)
         for row, ratio in enumerate(batch.keep_ratios.tolist()):
             places, pool = _pool(embeddings, batch, row)
             plan = OmniSiftSieve.plan(batch.layout(row), Ask(ratio))
             with torch.autocast(embeddings.device.type, enabled=False):  # as in `_score`
-                kept, own = sift(self.compressor, pool, plan)
+                kept, own = select_with_gradient(self.compressor, pool, plan)
             chosen[row, places[kept]] = True
             factor[row, places] = own
         return chosen, embeddings * factor[..., None].to(embeddings.dtype)
 
-    def _shorten(
+    def _compact(
         self, through: Tensor, kept: Tensor, batch: Batch
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Survivors and answers, with padding behind.
+        """Move kept tokens and answers to the front, padding to the end.
 
         Returns:
-            states (B, L', D), positions (B, 3, L'), (B, L') bool where an answer's next token is
-            to be predicted, and (B, L') int64 from where in prompt and answer each one comes.
+            states (B, L', D), positions (B, 3, L'), (B, L') bool where an answer's next token
+            is predicted, and (B, L') int64 source index of each token in prompt and answer.
         """
         answers = self.model.embed_tokens(batch.answer_ids)
         # An answer's last token is predicted, but nothing is predicted from it.
@@ -219,7 +219,7 @@ class Thinker(nn.Module):
         return gather_cos_sin(table, flat, self._borders)
 
     def _run(self, layer: nn.Module, hidden: Tensor, rotation: Any, mask: Tensor) -> Tensor:
-        if self.frugal and torch.is_grad_enabled():
+        if self.checkpoint_activations and torch.is_grad_enabled():
             output: Tensor = checkpoint(layer, hidden, rotation, mask, use_reentrant=False)
             return output
         output = layer(hidden, rotation, mask)
@@ -243,7 +243,7 @@ class _Stack(nn.Module):
 
 
 def _pool(states: Tensor, batch: Batch, row: int) -> tuple[Tensor, Pool]:
-    """Where the AV tokens of a prompt stand, and the pool that they make."""
+    """Indices of the AV tokens of a prompt, and their pool."""
     (places,) = batch.is_av[row].nonzero(as_tuple=True)
     pool = Pool(
         hidden=states[row, places],
@@ -254,12 +254,12 @@ def _pool(states: Tensor, batch: Batch, row: int) -> tuple[Tensor, Pool]:
     return places, pool
 
 
-def choose(scores: Tensor, keep: Tensor) -> Tensor:
-    """The best tokens of each pool, of equal ones those with the lower index.
+def select_top(scores: Tensor, keep: Tensor) -> Tensor:
+    """Select the highest scores of each pool; ties go to the lower index.
 
     Args:
         scores: (B, L) float32, -inf where there is no AV token.
-        keep: (B,) int64, survivors of each pool.
+        keep: (B,) int64, tokens to keep of each pool.
 
     Returns:
         (B, L) bool.
@@ -271,8 +271,8 @@ def choose(scores: Tensor, keep: Tensor) -> Tensor:
     return rank < keep[:, None]
 
 
-def let_through(refined: Tensor, scores: Tensor, chosen: Tensor) -> Tensor:
-    """The states as they are, with a gradient for the scores of the survivors.
+def straight_through(refined: Tensor, scores: Tensor, chosen: Tensor) -> Tensor:
+    """Return the states unchanged, with a gradient for the scores of the kept tokens.
 
     Forward, every state is multiplied by 1. Backward, the factor of a survivor counts as its share
     of the softmax over the pool (straight-through estimator).

@@ -1,4 +1,4 @@
-"""Weights in the official layout, in and out."""
+"""Read and write weights in the official checkpoint layout."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ TOWERS = {"visual": "thinker.visual.", "audio_tower": "thinker.audio_tower."}
 
 
 def load_thinker(directory: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Thinker:
-    """The thinker of an EchoingPixels checkpoint; `options` are those of `Thinker`.
+    """Load the thinker of an EchoingPixels checkpoint; `options` are those of `Thinker`.
 
     Raises:
-        CheckpointError: It is none, or a tensor is missing.
+        CheckpointError: The directory is no such checkpoint, or lacks a tensor.
     """
     with torch.device("meta"):
         thinker = Thinker(load_config(directory), **options)
@@ -41,7 +41,7 @@ def load_thinker(directory: Path, dtype: torch.dtype = torch.float32, **options:
 
 
 def read_named(directory: Path, wanted: set[str]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint with these names, as far as they are there."""
+    """Read the tensors with these names that a checkpoint has."""
     stored = {name: t.path for name, t in read_tensors(directory).items() if name in wanted}
     found = {}
     for path in sorted(set(stored.values())):
@@ -61,7 +61,7 @@ def write_weights(
     """Write model.safetensors in bfloat16.
 
     Args:
-        directory: Where it goes.
+        directory: Target directory.
         config: The content of config.json.
         thinker: State of a `Thinker`.
         towers: States of "visual" and "audio_tower".
@@ -77,7 +77,7 @@ def write_weights(
     shapes = {name: tuple(value.shape) for name, value in weights.items()}
     if shapes != expected:
         odd = sorted(shapes.items() ^ expected.items())[0][0]
-        raise CheckpointError(f"{odd} is not as the configuration says")
+        raise CheckpointError(f"tensor {odd} does not match the configuration")
     write_tensors(
         directory, {name: NewTensor.of(weights[name], "BF16") for name in sorted(weights)}
     )

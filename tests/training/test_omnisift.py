@@ -14,7 +14,7 @@ from ep_serve.layout import Layout
 from ep_serve.sieve import Ask
 from ep_serve.sieve.omnisift import OmniSiftSieve
 from ep_serve.training.model.batch import Batch, Example, collate
-from ep_serve.training.model.omnisift import sift
+from ep_serve.training.model.omnisift import select_with_gradient
 from ep_serve.training.model.thinker import Thinker
 from tests.sieve.pools import HIDDEN_SIZE, clip_layout, pool_for
 
@@ -26,7 +26,7 @@ def test_it_keeps_what_the_served_sieve_keeps(keep_ratio: float) -> None:
     layout = clip_layout(6, 9, 150)
     sieve, pool = OmniSiftSieve(HIDDEN_SIZE), pool_for(layout)
     plan = OmniSiftSieve.plan(layout, Ask(keep_ratio))
-    kept, factor = sift(sieve, pool, plan)
+    kept, factor = select_with_gradient(sieve, pool, plan)
     assert torch.equal(kept, sieve.reduce(pool, plan).indices)
     assert torch.equal(factor, torch.ones(pool.size))
 
@@ -69,7 +69,7 @@ def test_every_prompt_keeps_as_many_tokens_as_when_it_is_served(
     assert kept == [OmniSiftSieve.budget(layout, KEEP_RATIO) for layout in layouts]
 
 
-def test_the_selector_learns_and_the_refiner_is_not_asked(thinker: Thinker, batch: Batch) -> None:
+def test_the_selector_learns_and_the_refiner_is_not_used(thinker: Thinker, batch: Batch) -> None:
     thinker.zero_grad()
     thinker(batch).logits.square().mean().backward()
     assert all(p.grad is None for p in thinker.model.bidir_encoder.parameters())
@@ -79,6 +79,8 @@ def test_the_selector_learns_and_the_refiner_is_not_asked(thinker: Thinker, batc
     assert gradient.abs().sum() > 0
 
 
-def test_what_became_of_a_token_is_found_in_its_place(thinker: Thinker, batch: Batch) -> None:
+def test_decoder_states_are_at_the_positions_of_their_tokens(
+    thinker: Thinker, batch: Batch
+) -> None:
     output = thinker(batch)
     assert torch.equal(output.decoded.abs().sum(-1) > 0, output.kept)

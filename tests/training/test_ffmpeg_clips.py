@@ -1,4 +1,4 @@
-"""Clips of FFmpeg's making hold what their scene says."""
+"""Clips rendered by FFmpeg show what their scene describes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ep_serve.media import Clip, MediaLimits, SamplingRule, decode_clip
-from ep_serve.scenes.other_sources import VoiceError, encode
+from ep_serve.scenes.ffmpeg_clips import VoiceError, encode
 from ep_serve.scenes.scene import Scene, Sight, Sound
 
 SCENE = Scene(
@@ -23,12 +23,12 @@ SCENE = Scene(
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
-    path = tmp_path_factory.mktemp("elsewhere") / "clip.mp4"
+    path = tmp_path_factory.mktemp("ffmpeg-clips") / "clip.mp4"
     encode(SCENE, "grey", path)
     return decode_clip(path.read_bytes(), SamplingRule(), MediaLimits())
 
 
-def test_a_shape_is_there_in_its_own_time_only(clip: Clip) -> None:
+def test_a_shape_is_shown_only_in_its_time_span(clip: Clip) -> None:
     red = (clip.frames[..., 0].astype(int) - clip.frames[..., 1] > 60).mean(axis=(1, 2))
     assert (red > 0.02).tolist() == [False] * 2 + [True] * 2 + [False] * 4
 
@@ -39,7 +39,7 @@ def test_a_ring_has_a_hole(clip: Clip) -> None:
     assert middle[0] - middle[1] < 30 < edge[0] - edge[1]
 
 
-def test_a_sound_is_there_in_its_own_time_only(clip: Clip) -> None:
+def test_a_sound_is_heard_only_in_its_time_span(clip: Clip) -> None:
     assert clip.sound is not None
     seconds = clip.sound[: 4 * 16_000].reshape(4, -1)
     assert np.abs(seconds).max(axis=1).argmax() == 2
@@ -47,7 +47,7 @@ def test_a_sound_is_there_in_its_own_time_only(clip: Clip) -> None:
 
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng")
-def test_a_voice_speaks_where_nothing_else_sounds(tmp_path: Path, clip: Clip) -> None:
+def test_speech_is_mixed_in_between_the_sounds(tmp_path: Path, clip: Clip) -> None:
     path = tmp_path / "clip.mp4"
     encode(SCENE, "grey", path, speech=True)
     spoken = decode_clip(path.read_bytes(), SamplingRule(), MediaLimits())
@@ -63,9 +63,7 @@ def loudness(clip: Clip) -> NDArray[np.float32]:
     return mean
 
 
-def test_without_espeak_one_is_told_what_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_speech_without_espeak_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(VoiceError, match="espeak-ng is not installed"):
         encode(SCENE, "grey", tmp_path / "clip.mp4", speech=True)

@@ -1,9 +1,8 @@
-"""Clips by other means: FFmpeg's own sources and expressions draw and play what a scene says.
+"""Render scenes with FFmpeg's filters, as clips outside the training distribution.
 
-Nothing of `pictures` and `sounds` is used: other colours and edges, other waveforms, backgrounds
-that move or are test cards, pink noise behind the sounds, and, if wanted, a voice that speaks all
-the time. They show how far what was learned on this project's clips carries, not what the model
-promises.
+They share nothing with `pictures` and `sounds`: colours, edges and waveforms differ, backgrounds
+move or are test cards, pink noise and optionally speech are mixed into the sound. They measure how
+far the embedded model generalizes.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any
 import av
 import numpy as np
 
-from ep_serve.scenes.questions import KINDS, Question, ask
+from ep_serve.scenes.questions import KINDS, Question, make_question
 from ep_serve.scenes.scene import MOTIONS, PLACES, Scene, Sight, make_scene
 
 FIRST_SEED = 6_000_000
@@ -41,7 +40,7 @@ BACKGROUNDS = {
     "test pattern": "testsrc2",
     "cells": "cellauto=rule=110,format=rgb24,lutrgb=r=val*0.3:g=val*0.3:b=val*0.3",
 }
-"""Still and dull ones, and some that are neither."""
+"""FFmpeg sources, still and moving."""
 TINTS = {
     "red": "0xD02020",
     "green": "0x209030",
@@ -50,14 +49,14 @@ TINTS = {
     "purple": "0xA040C0",
     "white": "0xFFFFFF",
 }
-_INSIDE = {
+_SHAPE_MASKS = {
     "square": "1",
     "circle": "lte(hypot(X-W/2,Y-H/2),W/2)",
     "ring": "between(hypot(X-W/2,Y-H/2),W*0.3,W/2)",
     "triangle": "lte(abs(X-W/2),Y/2)",
     "cross": "lte(abs(X-W/2),W/6)+lte(abs(Y-H/2),H/6)",
 }
-"""Where in its square a shape is, in FFmpeg's expressions."""
+"""Masks of the shapes as FFmpeg expressions."""
 _WAVES = {
     "beep": "sin(2*PI*900*t)",
     "chirp": "sin(2*PI*(350*mod(t,0.5)+2200*pow(mod(t,0.5),2)))",
@@ -66,14 +65,14 @@ _WAVES = {
     "noise": "(random(0)-0.5)",
     "buzz": "(2*mod(t*100,1)-1)",
 }
-"""Sounds, in FFmpeg's expressions."""
+"""Waveforms as FFmpeg expressions."""
 VOICES = ("en-gb", "en-us", "en-gb-scotland", "en-029")
-SPOKEN = (
+SPEECH = (
     "In the morning the harbour was quiet, and nobody had yet opened a window. Later a cart came "
     "up the hill with apples and bread. The baker asked for the news, but there was none to tell. "
     "So they talked about the rain that had to come, and about the bridge that was never finished."
 )
-"""Longer than any of the clips."""
+"""Longer than any clip when spoken."""
 
 
 class VoiceError(RuntimeError):
@@ -81,17 +80,17 @@ class VoiceError(RuntimeError):
 
 
 def write(folder: Path, *, speech: bool = False) -> Path:
-    """Write clips and `questions.jsonl`, in the form that `ep-serve eval run` reads.
+    """Write clips and `questions.jsonl` in the format of `ep-serve eval run`.
 
     Args:
-        folder: To make.
-        speech: Let espeak-ng speak behind the sounds.
+        folder: Target folder, created if absent.
+        speech: Mix speech by espeak-ng into the sound.
 
     Returns:
         The file of questions.
 
     Raises:
-        VoiceError: espeak-ng is wanted, and is not there.
+        VoiceError: `speech` is set and espeak-ng is not installed.
     """
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
@@ -109,7 +108,7 @@ def write(folder: Path, *, speech: bool = False) -> Path:
                 "task": question.task,
                 "meta": {"kind": question.kind, "encoding": background},
             }
-            for index, question in enumerate(islice(_ask(scene), QUESTIONS))
+            for index, question in enumerate(islice(_questions_about(scene), QUESTIONS))
         ]
     path = folder / "questions.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -120,10 +119,10 @@ def encode(scene: Scene, background: str, path: Path, *, speech: bool = False) -
     """Write a scene as an MP4 file.
 
     Raises:
-        VoiceError: `speech` is wanted, and espeak-ng is not there.
+        VoiceError: `speech` is set and espeak-ng is not installed.
     """
     with TemporaryDirectory() as made, av.open(path, "w") as output:
-        spoken = speak(scene, Path(made) / "spoken.wav") if speech else None
+        spoken = write_speech(scene, Path(made) / "spoken.wav") if speech else None
         video = output.add_stream("libx264", rate=FPS)
         video.width, video.height = SIZE
         video.pix_fmt = "yuv420p"
@@ -138,7 +137,7 @@ def encode(scene: Scene, background: str, path: Path, *, speech: bool = False) -
 
 
 def picture_graph(scene: Scene, background: str) -> str:
-    """FFmpeg's description of everything that is seen."""
+    """FFmpeg filter graph of the video."""
     width, height = SIZE
     size = f"s={width}x{height}:r={FPS}"
     first, *rest = BACKGROUNDS[background].split(",")
@@ -149,7 +148,7 @@ def picture_graph(scene: Scene, background: str) -> str:
         x, y = _place(sight)
         parts.append(
             f"color=c={TINTS[sight.colour]}:s={side}x{side}:r={FPS}:d={scene.seconds},format=rgba,"
-            f"geq=r='r(X,Y)':g='g(X,Y)':b='b(X,Y)':a='255*gt({_INSIDE[sight.shape]},0)'[s{number}]"
+            f"geq=r='r(X,Y)':g='g(X,Y)':b='b(X,Y)':a='255*gt({_SHAPE_MASKS[sight.shape]},0)'[s{number}]"
         )
         during = f"gte(t,{sight.start})*lt(t,{sight.end})"
         parts.append(
@@ -159,7 +158,7 @@ def picture_graph(scene: Scene, background: str) -> str:
 
 
 def sound_graph(scene: Scene, spoken: Path | None = None) -> str:
-    """FFmpeg's description of everything that is heard: sounds, faint pink noise, and a voice."""
+    """FFmpeg filter graph of the audio: sounds, faint pink noise, and speech."""
     waves = "+".join(
         f"{0.15 + 0.3 * sound.loudness:.2f}*between(t,{sound.start:.3f},{sound.end:.3f})"
         f"*{_WAVES[sound.name]}"
@@ -179,18 +178,18 @@ def sound_graph(scene: Scene, spoken: Path | None = None) -> str:
     return ";".join([*parts, f"{mixed},aformat=sample_fmts=fltp:channel_layouts=mono"])
 
 
-def speak(scene: Scene, path: Path) -> Path:
-    """Write a WAV file in which a voice reads on for longer than the scene lasts."""
+def write_speech(scene: Scene, path: Path) -> Path:
+    """Write a WAV file of speech that is longer than the scene."""
     program = shutil.which("espeak-ng")
     if program is None:
         raise VoiceError("espeak-ng is not installed (Debian's package has the same name)")
     voice = VOICES[scene.seed % len(VOICES)]
-    subprocess.run([program, "-v", voice, "-w", str(path), SPOKEN], check=True)
+    subprocess.run([program, "-v", voice, "-w", str(path), SPEECH], check=True)
     return path
 
 
 def _place(sight: Sight) -> tuple[str, str]:
-    """Expressions for the left and upper border, in time."""
+    """FFmpeg expressions of the left and upper border over time."""
     if sight.motion is None:
         across, down = (str(share) for share in PLACES[sight.place or ""])
     else:
@@ -201,17 +200,17 @@ def _place(sight: Sight) -> tuple[str, str]:
 
 
 def _frames(description: str, kind: str) -> Iterator[Any]:
-    """Frames of what FFmpeg makes from a description, timed anew by whoever encodes them."""
+    """Frames of a filter graph, without timestamps: the encoder sets them."""
     with av.open(f"{description}[out0]", format="lavfi") as made:
         for frame in made.decode(**{kind: 0}):
             frame.pts = None
             yield frame
 
 
-def _ask(scene: Scene) -> Iterator[Question]:
-    """Different questions about a scene, of kinds in random order."""
+def _questions_about(scene: Scene) -> Iterator[Question]:
+    """Questions about a scene, one of each kind, in random order."""
     rng = np.random.default_rng([scene.seed, 1])
     for number in rng.permutation(len(KINDS)):
-        question = ask(scene, KINDS[number], rng)
+        question = make_question(scene, KINDS[number], rng)
         if question is not None:
             yield question

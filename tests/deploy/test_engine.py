@@ -134,7 +134,7 @@ def seconds_to_end() -> float:
     limits = {"drain": "ENGINE_EXIT_SECONDS", "serve": "GRACE_SECONDS"}
     found = 0.0
     for module, name in limits.items():
-        text = (ROOT / "ep_serve" / "engine" / f"{module}.py").read_text()
+        text = (ROOT / "ep_serve" / "engine" / "server" / f"{module}.py").read_text()
         value = re.search(rf"^{name} = ([\d.]+)$", text, re.MULTILINE)
         assert value is not None
         found += float(value[1])

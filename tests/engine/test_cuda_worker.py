@@ -22,11 +22,11 @@ watched = {
 before = {(owner, name): getattr(owner, name) for owner in watched for name in watched[owner]}
 
 from ep_serve import engine, plugin
-from ep_serve.engine import worker_api
+from ep_serve.engine import class_names
 
 plugin.register()
 for module in pkgutil.walk_packages(engine.__path__, "ep_serve.engine."):
-    if module.name != worker_api.CPU_WORKER.rpartition(".")[0]:
+    if module.name != class_names.CPU_WORKER.rpartition(".")[0]:
         importlib.import_module(module.name)
 
 from vllm.model_executor.models import ModelRegistry
@@ -34,7 +34,7 @@ from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from ep_serve.checkpoint.config import ARCHITECTURE, REDUCED_ARCHITECTURE
 
-for name in (worker_api.GPU_WORKER, worker_api.SCHEDULER):
+for name in (class_names.GPU_WORKER, class_names.SCHEDULER):
     resolve_obj_by_qualname(name)
 for architecture in (ARCHITECTURE, REDUCED_ARCHITECTURE):
     ModelRegistry.models[architecture].load_model_cls()

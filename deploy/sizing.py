@@ -1,7 +1,6 @@
-"""The sizing table of deploy/README.md: `python deploy/sizing.py` writes it there.
+"""Write the sizing table of deploy/README.md: `python deploy/sizing.py`.
 
-The arithmetic is that of the load test (`loadtest.shapes`); another clip, model or GPU is a matter
-of the options.
+Sizes are those of `loadtest.shapes`; clip, model and GPU are options.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ def weight_bytes(model: ModelShape) -> int:
 
 def rows(model: ModelShape, prompt: Prompt, gpu_gib: float, reserve_gib: float) -> list[str]:
     """One row for each keep ratio."""
-    room = (0.92 * gpu_gib - reserve_gib) * GIB - weight_bytes(model)
+    available = (0.92 * gpu_gib - reserve_gib) * GIB - weight_bytes(model)
     found = []
     for ratio in KEEP_RATIOS:
         tokens = prompt.reduced(ratio)
         held = (tokens + prompt.output) * model.kv_bytes_per_token
         found.append(
             f"| {model.name} | {weight_bytes(model) / GIB:.1f} | {ratio:g} | {prompt.full} "
-            f"| {tokens} | {held / 2**20:.0f} | {int(room // held)} |\n"
+            f"| {tokens} | {held / 2**20:.0f} | {int(available // held)} |\n"
         )
     return found
 

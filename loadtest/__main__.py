@@ -1,4 +1,4 @@
-"""`python -m loadtest`: run a load test, compare two, or draw one anew."""
+"""`python -m loadtest`: run a load test, compare two, or render a report."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from loadtest.options import add_options
 
 DESCRIPTION = """\
-Load tests of servers that answer questions about clips.
+Load tests of multimodal servers with video clips.
 
   python -m loadtest run                    stock vLLM, no reduction, keep ratios 0.2 and 0.05:
                                             the reference shape, clips of 10 s
   python -m loadtest run --url http://localhost:8000/v1 --targets plain 0.1
   python -m loadtest compare A.json B.json  ratios with confidence intervals
   python -m loadtest report report.json     tables and page from a JSON file
-  python -m loadtest.shapes                 what the arithmetic allows
+  python -m loadtest.shapes                 analytical bounds
   python -m loadtest.reference DIR          the checkpoints alone
 """
 
@@ -25,13 +25,13 @@ Load tests of servers that answer questions about clips.
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     words = list(sys.argv[1:] if words is None else words)
-    given = parser().parse_args(words)
+    args = parser().parse_args(words)
     try:
-        if given.command == "run":
+        if args.command == "run":
             from loadtest.run import run
 
-            return run(given, words)
-        return _compare(given) if given.command == "compare" else _report(given)
+            return run(args, words)
+        return _compare(args) if args.command == "compare" else _report(args)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"loadtest: {error}", file=sys.stderr)
         return 1
@@ -54,24 +54,24 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _compare(given: argparse.Namespace) -> int:
+def _compare(args: argparse.Namespace) -> int:
     from loadtest.compare import compare
     from loadtest.records import Report
 
-    print(compare(Report.load(given.a), Report.load(given.b)))
+    print(compare(Report.load(args.a), Report.load(args.b)))
     return 0
 
 
-def _report(given: argparse.Namespace) -> int:
+def _report(args: argparse.Namespace) -> int:
     from loadtest import report
     from loadtest.measures import ServiceLevel, figures
     from loadtest.records import Report
 
-    record = Report.load(given.json)
+    record = Report.load(args.json)
     level = ServiceLevel(**record.level)  # type: ignore[arg-type]  # attain is never None
-    for run in record.runs:  # an older file may lack some
+    for run in record.runs:  # older files may lack some figures
         run.figures = figures(run, level)
-    page = report.write(record, given.json.parent)
+    page = report.write(record, args.json.parent)
     print(f"{report.text(record)}\n\n{page}")
     return 0
 

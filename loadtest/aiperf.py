@@ -1,8 +1,8 @@
-"""The same requests for AIPerf, for loads that one driver cannot make.
+"""Write the requests for AIPerf, for loads beyond one driver process.
 
 AIPerf (github.com/ai-dynamo/aiperf, 0.13) sends complete bodies as they are: its `raw_payload`
-data set, one JSON object on a line. It belongs into an environment of its own, and without the
-Hugging Face offline variables that servers here are started with.
+data set, one JSON object on a line. It needs its own environment, without the Hugging Face
+offline variables of the servers.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def command(
 ) -> str:
     """The command line that sends them in order at this load.
 
-    AIPerf wants a tokenizer even where the server counts the tokens; the one it calls `builtin` is
-    downloaded, so without a network it must be given the folder of one.
+    AIPerf requires a tokenizer even if the server counts tokens; its `builtin` one is downloaded,
+    so without a network pass the folder of one.
     """
     options = [
         *("--model", model),

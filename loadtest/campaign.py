@@ -1,8 +1,7 @@
-"""A whole load test: rounds over targets and loads, kept in a report as they are measured.
+"""Run a load test: rounds over targets and loads, saved to a report after every run.
 
-The targets take turns, round after round, in alternating order, so that whatever else the machine
-does falls on all of them. Every run has clips of its own: what a server remembers of one run must
-not make the next one faster.
+Targets alternate in every round, so that other load on the machine affects all of them. Every run
+has its own clips, so that caches do not carry over between runs.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from loadtest.monitor import Monitor
 from loadtest.progress import Progress
 from loadtest.records import Answer, Load, Probe, Report, Run, Search
 from loadtest.scenario import Request, Scenario, arrivals, derive, plan, prepare
-from loadtest.targets import Served, Target
+from loadtest.targets import RunningServer, Target
 
 Media = Literal["unique", "repeated"]
 
@@ -32,7 +31,7 @@ def utc_now() -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run on every target.
+    """The measurements of every target.
 
     Attributes:
         scenarios: by the kind of media; those with repeated media are never mixed with the others.
@@ -43,7 +42,7 @@ class Plan:
         warmup: requests to each target and length before anything is measured.
         level: service level of goodput and of the search.
         timeout_s: of one request.
-        search_most: where the search for the largest concurrency ends; 0 for no search.
+        search_maximum: where the search for the largest concurrency ends; 0 for no search.
     """
 
     scenarios: dict[Media, Scenario]
@@ -55,7 +54,7 @@ class Plan:
     level: ServiceLevel
     seed: int
     timeout_s: float = 600.0
-    search_most: int = 0
+    search_maximum: int = 0
 
     def count(self, load: Load) -> int:
         """Requests of a run at this load."""
@@ -72,7 +71,7 @@ class Campaign:
 
     Attributes:
         plan: what to run.
-        report: is added to.
+        report: runs are appended to it.
         path: of the report's JSON file.
     """
 
@@ -81,7 +80,7 @@ class Campaign:
     path: Path
     progress: Progress = field(default_factory=Progress)
 
-    def measure(self, targets: Sequence[Target], servers: dict[str, Served]) -> None:
+    def measure(self, targets: Sequence[Target], servers: dict[str, RunningServer]) -> None:
         """Warm up, then run every load on every target, `repeats` times.
 
         Raises:
@@ -94,8 +93,8 @@ class Campaign:
                 order = targets if repeat % 2 == 0 else targets[::-1]
                 for target in order:
                     run = self._run(target, servers[target.server], media, seconds, load, repeat)
-                    self.progress.step(summary(run))
-        if self.plan.search_most:
+                    self.progress.step(summary_line(run))
+        if self.plan.search_maximum:
             for target in targets:
                 for seconds in self.plan.seconds:
                     self._search(target, servers[target.server], seconds)
@@ -110,10 +109,10 @@ class Campaign:
         scenario = self.plan.scenarios[media]
         return replace(scenario, clip=replace(scenario.clip, seconds=seconds))
 
-    def _warm_up(self, target: Target, served: Served) -> None:
+    def _warm_up(self, target: Target, served: RunningServer) -> None:
         media = next(iter(self.plan.scenarios))
         for seconds in self.plan.seconds:
-            self.progress.note(f"warming up {target.name}, clips of {seconds:g} s")
+            self.progress.show_status(f"warming up {target.name}, clips of {seconds:g} s")
             seed = derive(self.plan.seed, "warm-up", target.name, seconds)
             scenario = replace(self._scenario(media, seconds), repeat_media=0.0)
             requests = self._requests(target, served, scenario, self.plan.warmup, seed)
@@ -122,26 +121,26 @@ class Campaign:
             asyncio.run(driver.closed(requests, 1, recording))
             failed = [a for a in recording.answers if a.status != "ok"]
             if failed:
-                self._note(
+                self._add_note(
                     f"{target.name}: {len(failed)} of {len(recording.answers)} warm-up requests "
                     f"failed ({failed[0].error or failed[0].status})"
                 )
 
-    def _note(self, text: str) -> None:
-        self.progress.say(f"note: {text}")
+    def _add_note(self, text: str) -> None:
+        self.progress.print_line(f"note: {text}")
         self.report.notes.append(text)
 
     def _requests(
-        self, target: Target, served: Served, scenario: Scenario, count: int, seed: int
+        self, target: Target, served: RunningServer, scenario: Scenario, count: int, seed: int
     ) -> list[Request]:
-        asks = plan(scenario, count, seed)
+        planned = plan(scenario, count, seed)
         requests = []
-        for request in prepare(scenario, asks, served.model, target.fields):
+        for request in prepare(scenario, planned, served.model, target.fields):
             requests.append(request)
-            self.progress.note(f"{target.name}: making requests, {len(requests)}/{count}")
+            self.progress.show_status(f"{target.name}: making requests, {len(requests)}/{count}")
         return requests
 
-    def _driver(self, served: Served, scenario: Scenario) -> Driver:
+    def _driver(self, served: RunningServer, scenario: Scenario) -> Driver:
         return Driver(
             served.chat_url,
             timeout_s=self.plan.timeout_s,
@@ -152,7 +151,7 @@ class Campaign:
     def _run(
         self,
         target: Target,
-        served: Served,
+        served: RunningServer,
         media: Media,
         seconds: float,
         load: Load,
@@ -172,33 +171,33 @@ class Campaign:
         self.report.runs.append(run)
         run.interrupted = True
         try:
-            self.observe(run, served, scenario, requests, seed)
+            self.execute(run, served, scenario, requests, seed)
             run.interrupted = False
         finally:
             run.figures = figures(run, self.plan.level)
             self.report.save(self.path)
         return run
 
-    def observe(
+    def execute(
         self,
         run: Run,
-        served: Served,
+        served: RunningServer,
         scenario: Scenario,
         requests: Sequence[Request],
         seed: int,
     ) -> None:
-        """Send `requests` and fill `run` with what is seen, also if that is interrupted."""
+        """Send `requests` and record answers and metrics in `run`, also if interrupted."""
         recording = Recording(answers=run.answers)
         monitor = Monitor(served.metrics_url, served.pid, recording.now, headers=served.headers)
         label = f"{run.target} {run.media} {run.seconds:g} s {run.load.label} #{run.repeat + 1}"
 
         def ended(answer: Answer) -> None:
             done = sum(a.status != "cut" for a in recording.answers)
-            self.progress.note(f"{label}: {done}/{len(requests)} answered")
+            self.progress.show_status(f"{label}: {done}/{len(requests)} answered")
 
         driver = replace(
             self._driver(served, scenario),
-            on_first=lambda answer: monitor.soon(),
+            on_first=lambda answer: monitor.sample_now(),
             on_end=ended,
         )
         times = arrivals(run.load, len(requests), seed)
@@ -210,7 +209,7 @@ class Campaign:
                 else:
                     await driver.open(requests, times, recording)
 
-        self.progress.note(f"{label}: 0/{len(requests)} answered")
+        self.progress.show_status(f"{label}: 0/{len(requests)} answered")
         try:
             asyncio.run(drive())
         finally:
@@ -218,7 +217,7 @@ class Campaign:
             run.samples, run.counters = monitor.samples, monitor.counters
             run.kv_blocks, run.block_size = monitor.kv_blocks, monitor.block_size
 
-    def _search(self, target: Target, served: Served, seconds: float) -> None:
+    def _search(self, target: Target, served: RunningServer, seconds: float) -> None:
         def probe(concurrency: int) -> Probe:
             load = Load(value=concurrency)
             run = Run(
@@ -232,7 +231,7 @@ class Campaign:
             seed = derive(self.plan.seed, "search", target.name, seconds, concurrency)
             scenario = replace(self._scenario(media, seconds), repeat_media=0.0)
             requests = self._requests(target, served, scenario, self.plan.count(load), seed)
-            self.observe(run, served, scenario, requests, seed)
+            self.execute(run, served, scenario, requests, seed)
             attained = self.plan.level.attained(run.answers)
             return Probe(
                 concurrency=concurrency,
@@ -241,15 +240,17 @@ class Campaign:
             )
 
         media = next(iter(self.plan.scenarios))
-        found, probes = search.largest(probe, self.plan.search_most)
+        found, probes = search.largest(probe, self.plan.search_maximum)
         self.report.searches.append(
             Search(target=target.name, seconds=seconds, largest=found, probes=probes)
         )
         self.report.save(self.path)
-        self.progress.say(f"{target.name}: carries {found} at a time within the service level")
+        self.progress.print_line(
+            f"{target.name}: meets the service level up to concurrency {found}"
+        )
 
 
-def summary(run: Run) -> str:
+def summary_line(run: Run) -> str:
     """One line about a run."""
     ttft = run.figures["ttft_s"]
     first = f"first token {ttft['p50']:.2f} s" if ttft else "no first token"

@@ -1,7 +1,7 @@
-"""Clips with sound, made from a seed: moving textures and chords in H.264 and AAC.
+"""Generate clips with sound from a seed: moving textures and chords in H.264 and AAC.
 
-Every seed gives another picture and another sound, so that no cache of a server, however it finds
-what it knows, takes two of them for one.
+Video and audio differ for every seed, so that no server cache, whatever its key, matches two
+clips.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TOKEN_SIDE = 28
 
 @dataclass(frozen=True, slots=True)
 class ClipShape:
-    """What all clips of a run have in common."""
+    """Common properties of the clips of a run."""
 
     seconds: float = 30.0
     width: int = 336
@@ -40,12 +40,12 @@ class ClipShape:
 
     @property
     def frame_tokens(self) -> int:
-        """Tokens of one pair of frames where no server resizes them."""
+        """Tokens of one pair of frames if the server does not resize them."""
         return (self.width // TOKEN_SIDE) * (self.height // TOKEN_SIDE)
 
 
 def make_clip(shape: ClipShape, seed: int) -> bytes:
-    """An MP4 file; equal arguments give the same picture and sound."""
+    """Generate an MP4 file, deterministic in its arguments."""
     rng = np.random.default_rng([seed, 0xC11])
     file = io.BytesIO()
     with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as output:
@@ -94,7 +94,7 @@ def _background(shape: ClipShape, rng: np.random.Generator) -> NDArray[np.uint8]
 
 
 def _chords(seconds: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Another chord every second: (1, samples)."""
+    """A different chord every second: (1, samples)."""
     time = np.arange(round(seconds * SOUND_RATE)) / SOUND_RATE
     tones = rng.uniform(110, 1760, (int(seconds) + 1, 3))
     pitches = tones[time.astype(int)]

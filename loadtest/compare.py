@@ -1,8 +1,8 @@
 """Ratios between runs, with confidence intervals over repeats.
 
-The interval is a percentile bootstrap: the repeats of both sides are drawn anew, independently,
-and 95 % of the ratios of their means lie inside it. Few repeats give few distinct draws: three on
-each side are the least to take it seriously. With one repeat there is no interval.
+The interval is a percentile bootstrap: the repeats of both sides are resampled independently,
+and 95 % of the ratios of their means lie inside it. It needs at least three repeats on each side to
+be meaningful. With one repeat there is no interval.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from loadtest.records import Report, Run
 Cell = tuple[str, str, float, str]
 """Target, media, seconds of clip, load: see `Run.cell`."""
 
-DRAWS = 10_000
-INSIDE = 95.0
+RESAMPLES = 10_000
+CONFIDENCE_PERCENT = 95.0
 SEED = 20_240_229
 
 
@@ -47,30 +47,30 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio | None:
         return Ratio(value, None, None, repeats)
     rng = np.random.default_rng(SEED)
     means = [_resampled(side, rng) for side in (above, below)]
-    edge = (100 - INSIDE) / 2
+    edge = (100 - CONFIDENCE_PERCENT) / 2
     low, high = np.percentile(means[0] / means[1], [edge, 100 - edge])
     return Ratio(value, float(low), float(high), repeats)
 
 
 def _resampled(values: Sequence[float], rng: np.random.Generator) -> np.ndarray:
     array = np.asarray(values, dtype=float)
-    drawn: np.ndarray = array[rng.integers(0, len(array), (DRAWS, len(array)))].mean(axis=1)
+    drawn: np.ndarray = array[rng.integers(0, len(array), (RESAMPLES, len(array)))].mean(axis=1)
     return drawn
 
 
 def first_token(run: Run) -> float | None:
     """Median TTFT in seconds."""
-    return _point(run, "ttft_s", "p50")
+    return _percentile(run, "ttft_s", "p50")
 
 
 def output_token(run: Run) -> float | None:
     """Median TPOT in seconds."""
-    return _point(run, "tpot_s", "p50")
+    return _percentile(run, "tpot_s", "p50")
 
 
 def end_to_end(run: Run) -> float | None:
     """Median E2E in seconds."""
-    return _point(run, "e2e_s", "p50")
+    return _percentile(run, "e2e_s", "p50")
 
 
 def rate(run: Run) -> float | None:
@@ -91,17 +91,17 @@ def memory(run: Run) -> float | None:
     return value
 
 
-def beside_attention(run: Run) -> float | None:
-    """Seconds of a request in the stages whose work is proportional to the clip's length.
+def linear_stage_seconds(run: Run) -> float | None:
+    """Seconds of a request in stages with work linear in the clip's length.
 
-    Left out are refiner and prefill, where every token meets every other, and waiting.
+    Excludes queueing, and refiner and prefill, whose attention is quadratic.
     """
     measured = [run.figures["stages_s"].get(name) for name in LINEAR_STAGES]
     known = [seconds for seconds in measured if seconds is not None]
     return sum(known) if known else None
 
 
-def _point(run: Run, name: str, point: str) -> float | None:
+def _percentile(run: Run, name: str, point: str) -> float | None:
     values = run.figures[name]
     return values[point] if values else None
 
@@ -121,7 +121,7 @@ FIGURES: dict[str, Measure] = {
 
 
 def cells(report: Report) -> dict[Cell, list[Run]]:
-    """Whole runs, the repeats of one measurement together."""
+    """Complete runs, grouped by measurement."""
     grouped: dict[Cell, list[Run]] = {}
     for run in report.runs:
         if not run.interrupted and run.figures["whole"]:
@@ -136,9 +136,12 @@ def values(runs: Sequence[Run], figure: Measure) -> list[float]:
 
 
 def compare(a: Report, b: Report) -> str:
-    """Every figure of A divided by that of B, for what both measured, in Markdown."""
+    """Ratios A / B of all figures for the measurements of both, in Markdown."""
     theirs = cells(b)
-    lines = [f"A / B with a {INSIDE:g} % confidence interval; repeats of A and of B", ""]
+    lines = [
+        f"A / B with a {CONFIDENCE_PERCENT:g} % confidence interval; repeats of A and of B",
+        "",
+    ]
     lines += [f"| what | {' | '.join(FIGURES)} | repeats |", "|---|" + "---:|" * (len(FIGURES) + 1)]
     shared = {cell: runs for cell, runs in cells(a).items() if cell in theirs}
     for cell, runs in shared.items():
@@ -150,7 +153,7 @@ def compare(a: Report, b: Report) -> str:
             f"| {len(runs)}, {len(theirs[cell])} |"
         )
     if not shared:
-        lines.append("nothing was measured in both")
+        lines.append("the reports have no measurement in common")
     if a.machine != b.machine:
         lines += ["", "The two were measured on different machines."]
     return "\n".join(lines)
@@ -158,7 +161,7 @@ def compare(a: Report, b: Report) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """What a target gains over the baseline in one cell, beside what the arithmetic allows."""
+    """Gains of a target over the baseline in one cell, with their analytical bounds."""
 
     cell: Cell
     first_token: Ratio | None

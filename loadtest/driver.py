@@ -1,8 +1,8 @@
-"""Sends requests and notes when every piece of an answer comes: asyncio and aiohttp, nothing more.
+"""Send requests and record when each chunk of an answer arrives.
 
-Server-sent events are read as they arrive, without a client library in between, so that one core
-can follow many streams. An answer counts as whole when the stream said `[DONE]` after a finish
-reason and, where the server reports it, after as many tokens as were asked for.
+Server-sent events are read with aiohttp, without a client library, so that one core handles many
+streams. An answer is complete if the stream has a finish reason, `[DONE]` and, where the server
+reports usage, all requested tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONNECT_S = 30.0
 
 @dataclass
 class Recording:
-    """What a run has seen so far; whole at every moment, also when the run is cancelled."""
+    """Answers of a run so far; consistent at all times, also if the run is cancelled."""
 
     answers: list[Answer] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
@@ -37,15 +37,15 @@ class Recording:
 
 @dataclass(frozen=True)
 class Driver:
-    """One server to send to.
+    """Sends requests to one server.
 
     Attributes:
         url: of the chat completions endpoint.
         timeout_s: for one request, from connecting to its last byte.
-        output_tokens: that a whole answer has.
+        output_tokens: of a complete answer.
         headers: of every request, such as an authorization.
-        on_first: called when the first token of an answer is there.
-        on_end: called when an answer has ended, however it did.
+        on_first: called at the first token of an answer.
+        on_end: called when an answer ends, successfully or not.
     """
 
     url: str
@@ -58,7 +58,7 @@ class Driver:
     async def closed(
         self, requests: Sequence[Request], concurrency: int, recording: Recording
     ) -> None:
-        """Keep `concurrency` requests under way until all are answered."""
+        """Keep `concurrency` requests in flight until all are answered."""
         waiting = iter(requests)
 
         async def worker(session: aiohttp.ClientSession) -> None:
@@ -70,7 +70,7 @@ class Driver:
     async def open(
         self, requests: Sequence[Request], times: Sequence[float], recording: Recording
     ) -> None:
-        """Send each request when it is due, however many are under way."""
+        """Send each request at its time, however many are in flight."""
 
         def sender(request: Request, due: float) -> Worker:
             async def send(session: aiohttp.ClientSession) -> None:
@@ -102,8 +102,8 @@ class Driver:
         due: float | None = None,
     ) -> None:
         answer = Answer(
-            number=request.ask.number,
-            novelty=request.ask.novelty,
+            number=request.planned.number,
+            novelty=request.planned.novelty,
             scheduled_s=due,
             sent_s=recording.now(),
         )
@@ -128,7 +128,7 @@ class Driver:
     async def _read(
         self, response: aiohttp.ClientResponse, answer: Answer, recording: Recording
     ) -> None:
-        """Follow a stream to its end."""
+        """Read a stream to its end."""
         finished = done = False
         async for data in events(response.content.iter_any()):
             now = recording.now()
@@ -170,7 +170,7 @@ Worker = Callable[[aiohttp.ClientSession], Any]
 
 
 async def events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The data of each server-sent event, however the bytes were cut on their way."""
+    """The data of each server-sent event, independent of chunk boundaries."""
     rest = b""
     async for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")

@@ -1,4 +1,4 @@
-"""What reduction costs and saves on this device, layer by layer, without a server.
+"""Benchmark the stages of reduction on this device, without a server.
 
     python -m loadtest.kernels                                  # a GPU: 3b, 7b; 4 k to 64 k tokens
     python -m loadtest.kernels --shapes embedded --tokens 256   # anywhere
@@ -7,11 +7,11 @@ For each shape, with random weights in bfloat16, and each number of AV tokens (a
 
 - the refiner with vLLM's encoder attention, which gets the borders of the packed prompts, beside
   the same layers with torch's attention and a mask; Sync-RoPE's kernel beside plain torch; scoring
-  and choosing; gathering what survives
+  and selection; gathering the kept tokens
 - the decoder's prefill of the whole prompt and of the reduced ones. Its layers are the refiner's
   with causal attention, so there is one definition; embedding, norm and logits are left out
-- the share of the device's own rate in a large bfloat16 matrix product, and the most memory a
-  stage holds beside weights and input
+- the share of the device's own rate in a large bfloat16 matrix product, and the peak memory of a
+  stage without weights and input
 
 Times are medians, in the same process one after the other. The table at the end has the time of
 refiner, selection and reduced prefill as shares of the full prefill.
@@ -43,23 +43,23 @@ DTYPE = torch.bfloat16
 
 
 def main() -> None:
-    given = _options().parse_args()
+    args = _options().parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rate = matrix_rate(device, given.matrix)
+    rate = matrix_rate(device, args.matrix)
     print(
         f"{_name(device)}, torch {torch.__version__}: {rate / 1e12:.2f} TFLOP/s in a matrix product"
     )
     rows: list[dict[str, Any]] = []
-    with torch.inference_mode(), layers_of_vllm(device):
-        for name in given.shapes:
-            bench = Bench(SHAPES[name], device, rate, given.repeats)
-            for tokens in given.tokens:
+    with torch.inference_mode(), vllm_layer_context(device):
+        for name in args.shapes:
+            bench = Bench(SHAPES[name], device, rate, args.repeats)
+            for tokens in args.tokens:
                 rows += bench.run(tokens)
             del bench
-    print(shares(rows))
-    if given.json:
+    print(shares_table(rows))
+    if args.json:
         machine = {"device": _name(device), "torch": torch.__version__, "matrix_flops": rate}
-        given.json.write_text(json.dumps({**machine, "rows": rows}, indent=1))
+        args.json.write_text(json.dumps({**machine, "rows": rows}, indent=1))
 
 
 def _options() -> argparse.ArgumentParser:
@@ -79,8 +79,8 @@ def _options() -> argparse.ArgumentParser:
 
 
 @contextmanager
-def layers_of_vllm(device: torch.device) -> Iterator[None]:
-    """What vLLM's layers need around them outside of an engine: a configuration, one rank."""
+def vllm_layer_context(device: torch.device) -> Iterator[None]:
+    """Set up vLLM's configuration and a single rank, which its layers need outside of an engine."""
     from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
     from vllm.distributed import init_distributed_environment, initialize_model_parallel
     from vllm.utils.network_utils import get_open_port
@@ -134,7 +134,7 @@ class Bench:
         causal.attn = CausalAttention(self.kernels[0])
 
     def run(self, tokens: int) -> Iterator[dict[str, Any]]:
-        """Measure every stage for a prompt with so many AV tokens."""
+        """Measure every stage for a prompt with `tokens` AV tokens."""
         full = tokens + TEXT
         hidden = torch.randn(full, self.shape.hidden)
         positions = torch.arange(full).expand(3, -1).contiguous()
@@ -224,7 +224,7 @@ class Bench:
 
 
 class CausalAttention(nn.Module):
-    """The interface of the encoder attention, for one prompt that looks back only."""
+    """Causal attention with the interface of the encoder attention, for one prompt."""
 
     def __init__(self, like: nn.Module) -> None:
         super().__init__()
@@ -252,10 +252,10 @@ class CausalAttention(nn.Module):
 
 
 class MaskedAttention(nn.Module):
-    """What packed prompts need without borders: torch's attention with a mask of T x T."""
+    """Attention over packed prompts by torch with a T x T mask."""
 
     longest = 20_000
-    """Beyond it the mask alone is most of a GPU's memory traffic; nothing is learnt from it."""
+    """Maximum length; beyond it the mask dominates the memory traffic."""
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, max_seqlen: Tensor
@@ -306,7 +306,7 @@ def _rotary(shape: ModelShape) -> Any:
 
 
 def measure(work: Callable[[], object], device: torch.device, repeats: int) -> tuple[float, int]:
-    """Median seconds of `work`, and the most bytes it held; on a CPU memory is not measured."""
+    """Median seconds and peak bytes of `work`; memory is not measured on a CPU."""
     work()
     seconds = []
     cuda = device.type == "cuda"
@@ -331,7 +331,7 @@ def matrix_rate(device: torch.device, side: int) -> float:
     return 2.0 * side**3 / seconds
 
 
-def shares(rows: list[dict[str, Any]]) -> str:
+def shares_table(rows: list[dict[str, Any]]) -> str:
     """Times as shares of the full prefill, in Markdown."""
     lines = [
         "",

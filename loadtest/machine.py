@@ -1,4 +1,4 @@
-"""What a measurement depends on beside the code: the machine and the versions."""
+"""Machine and package versions of a measurement."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, of what is installed, and of this checkout."""
+    """Versions of Python, packages and this checkout."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

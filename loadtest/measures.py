@@ -1,13 +1,14 @@
-"""Figures of a run, with the definitions that the field uses.
+"""Compute the figures of a run.
 
-- TTFT: from sending a request to its first token that is not empty.
-- ITL: the time between two chunks with text of one answer; all answers' gaps together.
+- TTFT: from sending a request to its first non-empty token.
+- ITL: the time between two chunks with text of one answer; over all answers.
 - TPOT: (last token - first token) / (tokens - 1) of one answer.
 - E2E: from sending a request to its last token.
-- Goodput: requests a second that were answered whole and within the service level.
+- Goodput: completed requests a second within the service level.
 
-Latencies are those of whole answers. Errors and incomplete answers are counted apart and are never
-good; what the end of a run cut off counts as neither. Percentiles interpolate linearly.
+Latencies are those of complete answers. Errors and incomplete answers are counted separately and
+never meet the service level; requests cut off by the end of a run are excluded.
+Percentiles interpolate linearly.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.monitor import LATE
+from loadtest.monitor import LOOP_DELAY_METRIC
 from loadtest.records import Answer, Novelty, Run, Sample
 
 PERCENTILES = (50, 90, 95, 99)
@@ -29,20 +30,20 @@ WORKER_STAGES = ("towers", "refiner", "selection")
 
 @dataclass(frozen=True, slots=True)
 class ServiceLevel:
-    """What a good answer keeps to, in seconds, and how many have to be good."""
+    """Latency limits in seconds, and the share of requests that must meet them."""
 
     ttft_s: float | None = None
     tpot_s: float | None = None
     e2e_s: float | None = None
     attain: float = 0.9
-    """Share of the requests that must be good for a load to count as carried."""
+    """Minimum share of requests within the limits for a load to pass."""
 
     @property
-    def given(self) -> bool:
+    def is_set(self) -> bool:
         return any(limit is not None for limit in (self.ttft_s, self.tpot_s, self.e2e_s))
 
-    def good(self, answer: Answer) -> bool:
-        """Whether an answer is whole and keeps every limit."""
+    def is_good(self, answer: Answer) -> bool:
+        """Whether an answer is complete and within every limit."""
         if answer.status != "ok":
             return False
         pairs = (
@@ -53,16 +54,16 @@ class ServiceLevel:
         return all(limit is None or value is None or value <= limit for value, limit in pairs)
 
     def attained(self, answers: Iterable[Answer]) -> float:
-        """Share of the requests that were good; those cut off do not count."""
+        """Share of the requests within the limits, without those cut off."""
         counted = [answer for answer in answers if answer.status != "cut"]
-        return sum(map(self.good, counted)) / len(counted) if counted else 0.0
+        return sum(map(self.is_good, counted)) / len(counted) if counted else 0.0
 
     def as_dict(self) -> dict[str, float | None]:
         return asdict(self)
 
 
-def spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Count, mean, extremes and percentiles; None of nothing."""
+def summarize(values: Sequence[float]) -> dict[str, float] | None:
+    """Count, mean, minimum, maximum and percentiles; None if empty."""
     if not values:
         return None
     array = np.asarray(values, dtype=float)
@@ -80,7 +81,7 @@ def figures(run: Run, level: ServiceLevel) -> dict[str, Any]:
     """Every figure of a run."""
     whole = [answer for answer in run.answers if answer.status == "ok"]
     wall = run.wall_s or float("nan")
-    good = sum(level.good(answer) for answer in run.answers)
+    good = sum(level.is_good(answer) for answer in run.answers)
     tokens = sum(answer.output_tokens for answer in whole)
     errors = Counter(answer.error for answer in run.answers if answer.status == "error")
     lateness = [a.sent_s - a.scheduled_s for a in run.answers if a.scheduled_s is not None]
@@ -94,8 +95,8 @@ def figures(run: Run, level: ServiceLevel) -> dict[str, Any]:
         "requests_per_s": len(whole) / wall,
         "output_tokens_per_s": tokens / wall,
         "prompt_tokens_per_s": sum(answer.prompt_tokens for answer in whole) / wall,
-        "goodput_per_s": good / wall if level.given else None,
-        "attained": level.attained(run.answers) if level.given else None,
+        "goodput_per_s": good / wall if level.is_set else None,
+        "attained": level.attained(run.answers) if level.is_set else None,
         "prompt_tokens": _mean([answer.prompt_tokens for answer in whole]),
         "latest_start_s": max(lateness, default=None),
         "by_novelty": {
@@ -111,17 +112,17 @@ def figures(run: Run, level: ServiceLevel) -> dict[str, Any]:
 def latencies(answers: Sequence[Answer]) -> dict[str, dict[str, float] | None]:
     """TTFT, ITL, TPOT and E2E in seconds."""
     return {
-        "ttft_s": spread([a.ttft_s for a in answers if a.ttft_s is not None]),
-        "itl_s": spread([gap for answer in answers for gap in answer.gaps_s]),
-        "tpot_s": spread([a.tpot_s for a in answers if a.tpot_s is not None]),
-        "e2e_s": spread([a.e2e_s for a in answers if a.e2e_s is not None]),
+        "ttft_s": summarize([a.ttft_s for a in answers if a.ttft_s is not None]),
+        "itl_s": summarize([gap for answer in answers for gap in answer.gaps_s]),
+        "tpot_s": summarize([a.tpot_s for a in answers if a.tpot_s is not None]),
+        "e2e_s": summarize([a.e2e_s for a in answers if a.e2e_s is not None]),
     }
 
 
 def server(run: Run) -> dict[str, float | None]:
-    """What the server's own figures say."""
+    """Figures from the server's metrics."""
     use = [sample.kv_use for sample in run.samples if sample.kv_use is not None]
-    running = _known(run.samples, "running")
+    running = _present(run.samples, "running")
     each = _blocks_per_request(run)
     return {
         "kv_use_peak": max(use, default=None),
@@ -131,22 +132,22 @@ def server(run: Run) -> dict[str, float | None]:
         "kv_blocks_exact": _blocks_needed(run),
         "requests_that_fit": run.kv_blocks // each if each and run.kv_blocks else None,
         "running_peak": max(running, default=None),
-        "waiting_peak": max(_known(run.samples, "waiting"), default=None),
+        "waiting_peak": max(_present(run.samples, "waiting"), default=None),
         "preemptions": _counter(run, "vllm:num_preemptions_total"),
         "prefix_cache_hit_share": _share(run, "vllm:prefix_cache"),
         "tower_cache_hits": _counter(run, "ep_serve_tower_cache_hits_total"),
         "tower_cache_misses": _counter(run, "ep_serve_tower_cache_misses_total"),
         "media_cache_hits": _counter(run, "ep_serve_media_cache_hits_total"),
         "media_cache_misses": _counter(run, "ep_serve_media_cache_misses_total"),
-        "tower_cache_bytes_peak": max(_known(run.samples, "tower_cache_bytes"), default=None),
-        "event_loop_late_share": _late_share(run),
-        "memory_bytes_peak": max(_known(run.samples, "memory_bytes"), default=None),
-        "memory_bytes_mean": _mean(_known(run.samples, "memory_bytes")),
+        "tower_cache_bytes_peak": max(_present(run.samples, "tower_cache_bytes"), default=None),
+        "event_loop_late_share": _loop_delay_share(run),
+        "memory_bytes_peak": max(_present(run.samples, "memory_bytes"), default=None),
+        "memory_bytes_mean": _mean(_present(run.samples, "memory_bytes")),
     }
 
 
 def _blocks_per_request(run: Run) -> float | None:
-    """Most blocks held at a moment for each request then running."""
+    """Maximum of blocks in use per running request."""
     shares = [
         sample.kv_use * run.kv_blocks / sample.running
         for sample in run.samples
@@ -162,12 +163,12 @@ def _blocks_needed(run: Run) -> int | None:
 
 
 def stages(run: Run, whole: Sequence[Answer]) -> dict[str, float]:
-    """Mean seconds of a request by what they were spent on.
+    """Mean seconds of a request by stage.
 
     vLLM's prefill time is from scheduling to the first token; towers, refiner and selection run
-    inside it, and with several requests at a time one waits there for the others. What the server
-    does not account for before its queue is everything up to there: upload, download, decoding,
-    the processor, and the way to the engine.
+    inside it, and include waiting for other requests of a batch. The rest before the queue is
+    upload, download, decoding, the processor, and the transfer to the engine, as far as the server
+    does not report them.
     """
     count = len(whole)
     if not count:
@@ -210,14 +211,14 @@ def _share(run: Run, name: str) -> float | None:
     return _counter(run, f"{name}_hits_total") / queries if queries else None
 
 
-def _late_share(run: Run) -> float | None:
-    """How often something due in the API process had to wait for over 50 ms."""
-    count = _counter(run, f"{LATE}_count")
-    in_time = _counter(run, f'{LATE}_bucket{{le="0.05"}}')
+def _loop_delay_share(run: Run) -> float | None:
+    """Share of event loop delays of the API process over 50 ms."""
+    count = _counter(run, f"{LOOP_DELAY_METRIC}_count")
+    in_time = _counter(run, f'{LOOP_DELAY_METRIC}_bucket{{le="0.05"}}')
     return 1 - in_time / count if count else None
 
 
-def _known(samples: Sequence[Sample], name: str) -> list[float]:
+def _present(samples: Sequence[Sample], name: str) -> list[float]:
     values = (getattr(sample, name) for sample in samples)
     return [value for value in values if value is not None]
 

@@ -1,7 +1,7 @@
-"""What a server says about itself while it is loaded, and what its processes hold.
+"""Sample a server's metrics and the memory of its processes during a run.
 
-Gauges are read at a steady pace, and at once when an answer begins: that is when its prompt is in
-the KV cache, and short answers would slip through. Counters are read before and after.
+Gauges are read periodically, and at the first token of an answer: its prompt is then in the KV
+cache, and short answers would be missed. Counters are read before and after.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ import aiohttp
 from loadtest.records import Sample
 
 INTERVAL_S = 0.5
-SHORTEST_S = 0.05
-READ_S = 5.0
+MIN_INTERVAL_S = 0.05
+READ_TIMEOUT_S = 5.0
 LINE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
-LATE = "ep_serve_event_loop_late_seconds"
-"""The one histogram whose buckets are kept, because what counts is how often it is long."""
-IDLE_LABELS = re.compile(r'(?:^|,)(?:engine|model_name|engine_index)="[^"]*"')
+LOOP_DELAY_METRIC = "ep_serve_event_loop_late_seconds"
+"""The only histogram whose buckets are kept."""
+SUMMED_LABELS = re.compile(r'(?:^|,)(?:engine|model_name|engine_index)="[^"]*"')
 """Labels over which series are summed: one server may run several engines."""
 
 
 def parse(text: str) -> dict[str, float]:
-    """Prometheus text as {series: value}; what differs only in its engine is summed.
+    """Prometheus text as {series: value}; series that differ only in their engine are summed.
 
-    Buckets of histograms and creation times are left out, but for those of `LATE`.
+    Buckets of histograms and creation times are left out, but for those of `LOOP_DELAY_METRIC`.
     """
     series: dict[str, float] = {}
     for name, labels, value in LINE.findall(text):
-        if name.endswith(("_bucket", "_created")) and name != f"{LATE}_bucket":
+        if name.endswith(("_bucket", "_created")) and name != f"{LOOP_DELAY_METRIC}_bucket":
             continue
-        kept = IDLE_LABELS.sub("", labels).strip(",")
+        kept = SUMMED_LABELS.sub("", labels).strip(",")
         key = f"{name}{{{kept}}}" if kept else name
         series[key] = series.get(key, 0.0) + float(value)
     return series
@@ -49,7 +49,7 @@ def cache_size(text: str) -> tuple[int | None, int | None]:
     """Usable blocks of the KV cache and tokens in one, from vLLM's `cache_config_info`."""
     blocks = re.search(r'num_gpu_blocks="(\d+)"', text)
     size = re.search(r'block_size="(\d+)"', text)
-    # vLLM keeps one block to itself and leaves it out of the usage it reports.
+    # vLLM reserves one block, which its usage does not count.
     return (int(blocks[1]) - 1 if blocks else None, int(size[1]) if size else None)
 
 
@@ -64,9 +64,9 @@ def growth(before: dict[str, float], after: dict[str, float]) -> dict[str, float
 
 
 def memory_of(pid: int) -> int | None:
-    """Bytes that a process and all below it hold, shared pages counted once; None if it is gone.
+    """Memory of a process and its descendants, shared pages counted once; None if it has ended.
 
-    Linux only. Where a process hides its shares, all its resident pages count.
+    Linux only. Without access to the proportional set size, all resident pages count.
     """
     total = None
     for member in _tree(pid):
@@ -100,10 +100,10 @@ def _proportional(pid: int) -> int | None:
 
 @dataclass
 class Monitor:
-    """Watches one server while its context is open.
+    """Samples one server while its context is open.
 
     Attributes:
-        url: of `/metrics`; None for a server that has none.
+        url: of `/metrics`; None if the server has none.
         pid: of the server's main process, where it runs on this machine.
         clock: seconds since the start of the run.
     """
@@ -117,12 +117,12 @@ class Monitor:
     block_size: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     _before: dict[str, float] = field(default_factory=dict)
-    _soon: asyncio.Event = field(default_factory=asyncio.Event)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _task: asyncio.Task[None] | None = None
     _session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        timeout = aiohttp.ClientTimeout(total=READ_S)
+        timeout = aiohttp.ClientTimeout(total=READ_TIMEOUT_S)
         self._session = aiohttp.ClientSession(timeout=timeout, headers=self.headers)
         text = await self._read()
         self._before = parse(text)
@@ -144,17 +144,17 @@ class Monitor:
         self.counters = growth(self._before, parse(await self._read()))
         await self._session.close()
 
-    def soon(self) -> None:
-        """Take a sample at once."""
-        self._soon.set()
+    def sample_now(self) -> None:
+        """Take a sample now."""
+        self._wake.set()
 
     async def _watch(self) -> None:
         while True:
             await self._sample()
-            await asyncio.sleep(SHORTEST_S)
+            await asyncio.sleep(MIN_INTERVAL_S)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._soon.wait(), INTERVAL_S - SHORTEST_S)
-            self._soon.clear()
+                await asyncio.wait_for(self._wake.wait(), INTERVAL_S - MIN_INTERVAL_S)
+            self._wake.clear()
 
     async def _sample(self) -> None:
         at = self.clock()

@@ -1,4 +1,4 @@
-"""The options of `python -m loadtest run`, and what they come to."""
+"""Command line options of `python -m loadtest run`."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from loadtest.shapes import SHAPES, ModelShape, Prompt, from_checkpoint
 from loadtest.targets import ServerSettings, Target
 
 FOLDER = Path("build/loadtest")
-TEXT_ROOM = 512
+TEXT_TOKENS = 512
 """Tokens left for the question, the system prompt and the answer beside the media."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Everything has a default: together they are a small comparison of under 15 minutes."""
-    what = parser.add_argument_group("what is measured")
+    """Add all options; the defaults are a small comparison of under 15 minutes."""
+    what = parser.add_argument_group("targets")
     what.add_argument(
         "--targets",
         nargs="+",
         metavar="T",
         help="stock, none, a keep ratio, SIEVE@RATIO (stock none 0.2 0.05); with --url also plain",
     )
-    what.add_argument("--url", help="a server that runs already, with /v1; else they are started")
+    what.add_argument("--url", help="a running server, with /v1; by default servers are started")
     what.add_argument("--model", help="its model (the first it lists)")
     what.add_argument("--shape", default="reference", help=f"random weights: {', '.join(SHAPES)}")
     what.add_argument("--checkpoint", type=Path, help="a real one instead, with refiner")
@@ -80,7 +80,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     servers.add_argument("--max-model-len", type=int, help="(what the clips need)")
     servers.add_argument("--min-pixels", type=int, help="smaller frames are enlarged to it")
     servers.add_argument("--server-option", action="append", default=[], help="for all; repeat it")
-    out = parser.add_argument_group("what is left")
+    out = parser.add_argument_group("output")
     out.add_argument("--out", type=Path, help=f"folder ({FOLDER}/reports/DATE)")
     out.add_argument(
         "--generator",
@@ -102,110 +102,110 @@ class Setup:
     shape: ModelShape | None
 
     @classmethod
-    def read(cls, given: argparse.Namespace) -> Setup:
-        """Check the options.
+    def from_args(cls, args: argparse.Namespace) -> Setup:
+        """Parse and validate the options.
 
         Raises:
-            ValueError: one makes no sense, or they do not fit together.
+            ValueError: an option is invalid, or conflicts with another.
             OSError: a file cannot be read.
         """
-        remote = given.url is not None
-        words = given.targets or (["plain"] if remote else ["stock", "none", "0.2", "0.05"])
+        remote = args.url is not None
+        words = args.targets or (["plain"] if remote else ["stock", "none", "0.2", "0.05"])
         targets = [Target.parse(word, remote=remote) for word in dict.fromkeys(words)]
         key = os.environ.get("LOADTEST_API_KEY")  # not an option: it would stay in the report
         return cls(
             targets=targets,
-            plan=_plan(given),
-            url=given.url.rstrip("/") if remote else None,
-            model=given.model,
+            plan=_plan(args),
+            url=args.url.rstrip("/") if remote else None,
+            model=args.model,
             headers={"authorization": f"Bearer {key}"} if key else {},
-            shape=_shape(given, remote),
+            shape=_shape(args, remote),
         )
 
     @property
     def baseline(self) -> str | None:
-        """What the others are compared with: stock, or all tokens, or the first target."""
+        """Name of the baseline: stock, no reduction, or the first target."""
         names = [target.name for target in self.targets]
         return next((name for name in ("stock", "none") if name in names), names[0])
 
 
-def _shape(given: argparse.Namespace, remote: bool) -> ModelShape | None:
-    if given.checkpoint is not None:
-        return from_checkpoint(given.checkpoint)
+def _shape(args: argparse.Namespace, remote: bool) -> ModelShape | None:
+    if args.checkpoint is not None:
+        return from_checkpoint(args.checkpoint)
     if remote:
-        return None  # nobody knows what runs there
-    if given.shape not in SHAPES:
-        raise ValueError(f"--shape must be one of {', '.join(SHAPES)}, got {given.shape}")
-    return SHAPES[given.shape]
+        return None  # the shape of a remote model is unknown
+    if args.shape not in SHAPES:
+        raise ValueError(f"--shape must be one of {', '.join(SHAPES)}, got {args.shape}")
+    return SHAPES[args.shape]
 
 
-def _plan(given: argparse.Namespace) -> Plan:
-    loads = _loads(given)
-    level = ServiceLevel(given.ttft, given.tpot, given.e2e, given.attain)
-    if given.search and not level.given:
+def _plan(args: argparse.Namespace) -> Plan:
+    loads = _loads(args)
+    level = ServiceLevel(args.ttft, args.tpot, args.e2e, args.attain)
+    if args.search and not level.is_set:
         raise ValueError("--search needs a service level: --ttft, --tpot or --e2e")
     for name in ("requests", "repeats"):
-        if getattr(given, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(given, name)}")
-    if not given.seconds:
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if not args.seconds:
         raise ValueError("--seconds needs at least one length")
     return Plan(
-        scenarios={media: _scenario(given, media) for media in dict.fromkeys(given.media)},
-        seconds=tuple(given.seconds),
+        scenarios={media: _scenario(args, media) for media in dict.fromkeys(args.media)},
+        seconds=tuple(args.seconds),
         loads=loads,
-        requests=given.requests,
-        repeats=given.repeats,
-        warmup=given.warmup,
+        requests=args.requests,
+        repeats=args.repeats,
+        warmup=args.warmup,
         level=level,
-        seed=given.seed,
-        timeout_s=given.timeout,
-        search_most=given.search,
+        seed=args.seed,
+        timeout_s=args.timeout,
+        search_maximum=args.search,
     )
 
 
-def _loads(given: argparse.Namespace) -> tuple[Load, ...]:
-    closed = given.concurrency
+def _loads(args: argparse.Namespace) -> tuple[Load, ...]:
+    closed = args.concurrency
     if closed is None:
-        closed = [] if given.rate else [1, 2]
-    for name, numbers in (("concurrency", closed), ("rate", given.rate)):
+        closed = [] if args.rate else [1, 2]
+    for name, numbers in (("concurrency", closed), ("rate", args.rate)):
         if any(number <= 0 for number in numbers):
             raise ValueError(f"--{name} must be above 0, got {min(numbers)}")
-    if given.burstiness <= 0:
-        raise ValueError(f"--burstiness must be above 0, got {given.burstiness}")
+    if args.burstiness <= 0:
+        raise ValueError(f"--burstiness must be above 0, got {args.burstiness}")
     loads = [Load(value=number) for number in closed]
     loads += [
-        Load(kind=given.arrivals, value=rate, burstiness=given.burstiness) for rate in given.rate
+        Load(kind=args.arrivals, value=rate, burstiness=args.burstiness) for rate in args.rate
     ]
     return tuple(loads)
 
 
-def _scenario(given: argparse.Namespace, media: Media) -> Scenario:
+def _scenario(args: argparse.Namespace, media: Media) -> Scenario:
     questions = QUESTIONS
-    if given.questions is not None:
-        lines = given.questions.read_text(encoding="utf-8").splitlines()
+    if args.questions is not None:
+        lines = args.questions.read_text(encoding="utf-8").splitlines()
         questions = tuple(line.strip() for line in lines if line.strip())
     repeated = media == "repeated"
     return Scenario(
-        clip=ClipShape(given.seconds[0], given.size, given.size, given.fps, not given.silent),
-        output_tokens=given.output_tokens,
+        clip=ClipShape(args.seconds[0], args.size, args.size, args.fps, not args.silent),
+        output_tokens=args.output_tokens,
         questions=questions,
-        repeat_media=given.repeat_media if repeated else 0.0,
-        repeat_questions=given.repeat_questions if repeated else 0.0,
+        repeat_media=args.repeat_media if repeated else 0.0,
+        repeat_questions=args.repeat_questions if repeated else 0.0,
     )
 
 
-def server_settings(given: argparse.Namespace, ours: Path, stock: Path) -> ServerSettings:
-    """For the servers that are started."""
-    scenario = _scenario(given, "unique")
-    longest = Prompt.of_clip(max(given.seconds), scenario.clip.frame_tokens).full
-    needed = longest + given.output_tokens + TEXT_ROOM
-    eager = ("--enforce-eager",) if given.eager else ()
+def server_settings(args: argparse.Namespace, ours: Path, stock: Path) -> ServerSettings:
+    """Settings of the servers to start."""
+    scenario = _scenario(args, "unique")
+    longest = Prompt.of_clip(max(args.seconds), scenario.clip.frame_tokens).full
+    needed = longest + args.output_tokens + TEXT_TOKENS
+    eager = ("--enforce-eager",) if args.eager else ()
     return ServerSettings(
         ours,
         stock,
-        max_model_len=given.max_model_len or -(-needed // 1024) * 1024,
-        kv_bytes=int(given.kv_gib * 2**30),
-        block_size=given.block_size,
-        min_pixels=given.min_pixels,
-        extra=(*eager, *given.server_option),
+        max_model_len=args.max_model_len or -(-needed // 1024) * 1024,
+        kv_bytes=int(args.kv_gib * 2**30),
+        block_size=args.block_size,
+        min_pixels=args.min_pixels,
+        extra=(*eager, *args.server_option),
     )

@@ -1,4 +1,4 @@
-"""The report's pictures, as PNG bytes."""
+"""Plots of a report, as PNG."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ ORDER = (
     *("before the queue", "rest before the queue", "queue"),
     *("towers", "refiner", "selection", "prefill", "until first token", "generation"),
 )
-"""Stages of a request as they come."""
+"""Stages of a request in order."""
 
 
 def draw(report: Report) -> dict[str, bytes]:
-    """All pictures that the report has data for, by file name."""
+    """Draw all plots for which the report has data, by file name."""
     grouped = cells(report)
     if not grouped:
         return {}
@@ -136,7 +136,7 @@ def _time_line(axes: Axes, run: Run) -> None:
 
 
 def stages(grouped: dict[Cell, list[Run]]) -> Figure | None:
-    """What the mean request spent its time on, at the lightest load of each target."""
+    """Mean time of a request by stage, at the lightest load of each target."""
     bars: dict[str, dict[str, float]] = {}
     for (target, media, seconds, load), runs in grouped.items():
         names = list(dict.fromkeys(name for run in runs for name in run.figures["stages_s"]))
@@ -150,7 +150,7 @@ def stages(grouped: dict[Cell, list[Run]]) -> Figure | None:
     figure = Figure(figsize=(max(6.0, 1.3 * len(bars)), 4))
     axes = figure.subplots()
     bottom = np.zeros(len(bars))
-    for name in sorted({name for parts in bars.values() for name in parts}, key=_in_order):
+    for name in sorted({name for parts in bars.values() for name in parts}, key=_stage_order):
         heights = np.array([parts.get(name, 0.0) for parts in bars.values()])
         axes.bar(list(bars), heights, bottom=bottom, label=name)
         bottom += heights
@@ -160,13 +160,13 @@ def stages(grouped: dict[Cell, list[Run]]) -> Figure | None:
     return figure
 
 
-def _in_order(stage: str) -> int:
-    """Stages that only some servers report come first: they are those of the API process."""
+def _stage_order(stage: str) -> int:
+    """Sort key of stages; unknown ones are of the API process and come first."""
     return ORDER.index(stage) if stage in ORDER else -1
 
 
 def clip_length(grouped: dict[Cell, list[Run]]) -> Figure | None:
-    """Time to first token and memory against clip length, with straight lines through them."""
+    """Time to first token and memory against clip length, with linear fits."""
     if len({cell[2] for cell in grouped}) < 2:
         return None
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -181,7 +181,7 @@ def clip_length(grouped: dict[Cell, list[Run]]) -> Figure | None:
             slope, start = np.polyfit(x, y / unit, 1)
             axes.plot(x, slope * x + start, "--", linewidth=1, color=line.get_color())
         axes.set(xlabel="clip, s", ylabel=label)
-        if axes.lines:  # the memory of a server elsewhere is not known
+        if axes.lines:  # the memory of a remote server is not known
             axes.legend(fontsize=7)
     return figure
 

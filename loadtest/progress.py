@@ -1,4 +1,4 @@
-"""One line on the terminal that says what is going on."""
+"""Progress line on the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WIDTH = 24
 
 @dataclass
 class Progress:
-    """Rewrites its line on a terminal; elsewhere only `say` prints.
+    """Rewrites its line on a terminal; elsewhere only permanent lines are printed.
 
     Attributes:
         total: steps of the whole test.
@@ -24,22 +24,22 @@ class Progress:
     out: TextIO = field(default_factory=lambda: sys.stderr)
     began: float = field(default_factory=time.monotonic)
 
-    def note(self, text: str) -> None:
-        """Something that will be overwritten."""
+    def show_status(self, text: str) -> None:
+        """Show a status, overwritten by the next one."""
         if self.out.isatty():
             self.out.write(f"\r\x1b[2K{self._bar()} {text}")
             self.out.flush()
 
-    def say(self, text: str) -> None:
-        """Something to keep."""
+    def print_line(self, text: str) -> None:
+        """Print a permanent line."""
         start = "\r\x1b[2K" if self.out.isatty() else ""
         self.out.write(f"{start}{text}\n")
         self.out.flush()
 
     def step(self, text: str) -> None:
-        """A step is done."""
+        """Count a finished step and print a line."""
         self.done += 1
-        self.say(f"{self._bar()} {text}")
+        self.print_line(f"{self._bar()} {text}")
 
     def _bar(self) -> str:
         share = self.done / self.total if self.total else 0.0

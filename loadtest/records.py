@@ -1,7 +1,7 @@
-"""What a load test leaves: everything that was observed, in one JSON file.
+"""Data model of a report: all observations of a load test in one JSON file.
 
 Times are seconds; those of a run count from its start. Figures are derived from these records by
-`measures` and stored beside them, so a report can always be drawn anew.
+`measures` and stored with them, so a report can be rendered again.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class Record(BaseModel):
 
 
 class Answer(Record):
-    """One request and what came back."""
+    """One request and its answer."""
 
     number: int
     novelty: Novelty = "new"
-    """A new clip, another question about a clip that was sent before, or the very same request."""
+    """A new clip, another question about a repeated clip, or a repeated request."""
     scheduled_s: float | None = None
     """When it should have been sent, in an open loop."""
     sent_s: float
@@ -78,7 +78,7 @@ class Load(Record):
 
 
 class Sample(Record):
-    """What the server looked like at a moment."""
+    """Metrics of the server at one time."""
 
     at_s: float
     kv_use: float | None = None
@@ -111,7 +111,7 @@ class Run(Record):
 
     @property
     def cell(self) -> tuple[str, str, float, str]:
-        """What repeats of one measurement share."""
+        """Key of a measurement, shared by its repeats."""
         return (self.target, self.media, self.seconds, self.load.label)
 
 
@@ -144,7 +144,7 @@ class TargetRecord(Record):
 
 
 class Bounds(Record):
-    """What the arithmetic allows against all tokens, see `shapes`."""
+    """Analytical bounds of the gains over all tokens, see `shapes`."""
 
     target: str
     seconds: float
@@ -174,7 +174,7 @@ class Report(Record):
     notes: list[str] = Field(default_factory=list)
 
     def save(self, path: Path) -> None:
-        """Write the file anew; an interruption leaves the old one."""
+        """Write the file atomically."""
         partial = path.with_name(f".{path.name}.partial")
         partial.write_text(self.model_dump_json(indent=1), encoding="utf-8")
         partial.replace(path)
@@ -185,6 +185,6 @@ class Report(Record):
 
         Raises:
             OSError: no such file.
-            ValueError: it is something else.
+            ValueError: it is not a report.
         """
         return cls.model_validate_json(path.read_bytes())

@@ -1,11 +1,11 @@
-"""Checkpoints of a realistic shape with random weights, and their stock twins.
+"""Checkpoints of a realistic shape with random weights, and the same for stock vLLM.
 
     python -m loadtest.reference DIR                   # DIR/ours and DIR/stock, the reference shape
     python -m loadtest.reference DIR --shape 3b --no-weights    # for --load-format dummy
 
 The reference shape is of the 0.5 B class: hidden 896, 24 layers, 14 heads of 64, 2 kv heads,
 4 refiner layers, bfloat16. Its tokenizer, its small vocabulary (320) and its small towers (2 layers
-of 64) are those of the embedded checkpoint, so nearly all work is the refiner's and the decoder's.
+of 64) are those of the embedded checkpoint, so refiner and decoder dominate the work.
 The twin in `stock` holds the same weights without refiner and score head, as plain Qwen2.5-Omni.
 Equal seeds give equal bytes.
 """
@@ -40,7 +40,7 @@ STOCK_THINKER_TYPE = "qwen2_5_omni_thinker"
 BIAS_STD = 0.02
 SCORE_STD = 4.0
 FULL_ATTENTION = {2: [1], 16: [7, 15], 32: [7, 15, 23, 31]}
-"""Vision blocks that look at a whole frame, by depth of the tower."""
+"""Vision blocks with full attention, by depth of the tower."""
 
 TOWER_HEADS = {64: (2, 2), 512: (8, 8), 1280: (16, 20)}
 """Heads of the vision and of the audio tower, by width."""
@@ -56,7 +56,7 @@ def build(
     weights: bool = True,
     progress: Progress = lambda text: None,
 ) -> tuple[Path, Path]:
-    """Write `directory`/ours and `directory`/stock, unless they are there; return both.
+    """Write `directory`/ours and `directory`/stock, unless they exist; returns both.
 
     Raises:
         CheckpointError: one of them exists without being a checkpoint.
@@ -64,10 +64,10 @@ def build(
     ours, stock = directory / "ours", directory / "stock"
     config = config_of(shape)
     shapes = names.expected_shapes(parse_config(config), shape.refiner_layers)
-    tensors = _random(shapes, seed, progress) if weights and not _made(ours, stock) else {}
+    tensors = _random(shapes, seed, progress) if weights and not _exists(ours, stock) else {}
     _write(ours, config, tensors)
-    twin = names.stock_shapes(parse_config(config))
-    _write(stock, stock_config(config), {n: t for n, t in tensors.items() if n in twin})
+    stock_shapes = names.stock_shapes(parse_config(config))
+    _write(stock, stock_config(config), {n: t for n, t in tensors.items() if n in stock_shapes})
     return ours, stock
 
 
@@ -122,12 +122,12 @@ def stock_config(config: dict[str, Any]) -> dict[str, Any]:
     return stock
 
 
-def _made(*directories: Path) -> bool:
+def _exists(*directories: Path) -> bool:
     return all((directory / "config.json").is_file() for directory in directories)
 
 
 def _write(directory: Path, config: dict[str, Any], tensors: dict[str, NewTensor]) -> None:
-    if _made(directory):
+    if _exists(directory):
         return
     with new_directory(directory) as new:
         write_json(new / "config.json", config)
@@ -150,7 +150,7 @@ def _random(shapes: dict[str, Shape], seed: int, progress: Progress) -> dict[str
 
 
 def _weight(name: str, shape: Shape, seed: int) -> torch.Tensor:
-    """Weights that keep activations near 1; only readable tokens are ever the best."""
+    """Weights that keep activations near 1 and predict only readable tokens."""
     if name.endswith(".bias"):
         return random_tensor(name, shape, BIAS_STD, seed)
     if len(shape) == 1:
@@ -177,12 +177,12 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="reference")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-weights", action="store_true", help="configurations only")
-    given = parser.parse_args()
+    args = parser.parse_args()
     ours, stock = build(
-        given.directory,
-        SHAPES[given.shape],
-        seed=given.seed,
-        weights=not given.no_weights,
+        args.directory,
+        SHAPES[args.shape],
+        seed=args.seed,
+        weights=not args.no_weights,
         progress=lambda text: print(f"\r{text}", end="", flush=True),
     )
     print(f"\n{ours}\n{stock}")

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else, and as text for the terminal."""
+"""Render a report as a self-contained HTML page and as text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from loadtest.compare import Gain, beside_attention, cells, gains, memory
+from loadtest.compare import Gain, cells, gains, linear_stage_seconds, memory
 from loadtest.compare import first_token as first_token_of
 from loadtest.plots import draw, fits
 from loadtest.records import Report
@@ -31,7 +31,7 @@ Table = tuple[str, list[str], list[list[str]]]
 
 
 def write(report: Report, folder: Path) -> Path:
-    """Write the page, its pictures as files, and the JSON; returns the page's path."""
+    """Write the page, the plots and the JSON; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = draw(report)
     for name, data in pictures.items():
@@ -46,7 +46,9 @@ def page(report: Report, pictures: dict[str, bytes]) -> str:
     """The HTML."""
     parts = [f"<h1>Load test of {html.escape(report.started)}</h1>"]
     if report.finished is None:
-        parts.append('<p class="warning">Interrupted: this is what was measured until then.</p>')
+        parts.append(
+            '<p class="warning">Interrupted: the report has the measurements until then.</p>'
+        )
     parts += [f'<p class="warning">{html.escape(note)}</p>' for note in report.notes]
     for title, heads, rows in tables(report):
         parts.append(f"<h2>{html.escape(title)}</h2>{_html_table(heads, rows)}")
@@ -72,7 +74,7 @@ def text(report: Report) -> str:
 
 
 def tables(report: Report) -> list[Table]:
-    """Everything that is shown as a table; tables without rows are left out."""
+    """All tables that have rows."""
     found = [_gains(report), _latencies(report), _server(report), _novelty(report)]
     found += [_searches(report), _lengths(report)]
     return [table for table in found if table[2]]
@@ -107,9 +109,9 @@ def _latencies(report: Report) -> Table:
     for run in report.runs:
         f = run.figures
         row = [f"{_cell(run.cell)} #{run.repeat + 1}{', cut short' if run.interrupted else ''}"]
-        row += [_point(f["ttft_s"], point) for point in ("p50", "p90", "p95", "p99")]
-        row += [_point(f[name], "p50") for name in ("itl_s", "tpot_s", "e2e_s")]
-        row += [_point(f["e2e_s"], "p99")]
+        row += [_percentile(f["ttft_s"], point) for point in ("p50", "p90", "p95", "p99")]
+        row += [_percentile(f[name], "p50") for name in ("itl_s", "tpot_s", "e2e_s")]
+        row += [_percentile(f["e2e_s"], "p99")]
         row += [_number(f["requests_per_s"], 3), _number(f["output_tokens_per_s"])]
         row += [_number(f["goodput_per_s"], 3), _number(f["prompt_tokens"], 0), str(f["whole"])]
         row += [
@@ -149,7 +151,7 @@ def _server(report: Report) -> Table:
 
 
 def _novelty(report: Report) -> Table:
-    """Runs with repeated media, by what a request repeats."""
+    """Runs with repeated media, by what is repeated."""
     rows = []
     for cell, runs in cells(report).items():
         if cell[1] != "repeated":
@@ -183,11 +185,11 @@ def _searches(report: Report) -> Table:
 
 
 def _lengths(report: Report) -> Table:
-    """Straight lines over clip length, and how well they fit."""
+    """Linear fits over clip length, and their residuals."""
     rows = []
     for what, figure, unit in (
         ("first token, s", first_token_of, 1.0),
-        ("stages beside attention, s", beside_attention, 1.0),
+        ("stages beside attention, s", linear_stage_seconds, 1.0),
         ("memory peak, MiB", memory, MIB),
     ):
         for name, points in fits(cells(report), figure).items():
@@ -221,7 +223,7 @@ def _cell(cell: tuple[str, str, float, str]) -> str:
     return f"{target}, {media}, {seconds:g} s, {load}"
 
 
-def _point(values: dict[str, float] | None, name: str) -> str:
+def _percentile(values: dict[str, float] | None, name: str) -> str:
     return _number(values[name] if values else None, 3)
 
 

@@ -22,29 +22,29 @@ from loadtest.progress import Progress
 from loadtest.records import Answer, Bounds, Report, TargetRecord
 from loadtest.scenario import derive, plan, prepare
 from loadtest.shapes import ModelShape, Prompt, bound
-from loadtest.targets import MODEL, OWN_SIEVE, Served, ServerSettings, Target, start
+from loadtest.targets import MODEL, OWN_SIEVE, RunningServer, ServerSettings, Target, start_servers
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 
-def run(given: argparse.Namespace, words: list[str]) -> int:
-    """Run one load test; 0 if all of it was measured.
+def run(args: argparse.Namespace, words: list[str]) -> int:
+    """Run one load test; returns 0 if it was completed.
 
     Args:
-        given: parsed options.
+        args: parsed options.
         words: the command line, for the report.
 
     Raises:
-        ValueError, OSError: options that make no sense.
+        ValueError, OSError: an option is invalid.
         ServerError: a server did not start.
     """
-    setup = Setup.read(given)
-    folder = given.out or FOLDER / "reports" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    setup = Setup.from_args(args)
+    folder = args.out or FOLDER / "reports" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
     folder.mkdir(parents=True, exist_ok=True)
     progress = Progress(total=setup.plan.steps(len(setup.targets)))
-    if given.generator == "aiperf":
-        return write_aiperf(setup, folder, progress, given.checkpoint)
+    if args.generator == "aiperf":
+        return write_aiperf(setup, folder, progress, args.checkpoint)
     record = new_report(setup, words)
     campaign = Campaign(setup.plan, record, folder / report.JSON_NAME, progress)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -54,34 +54,34 @@ def run(given: argparse.Namespace, words: list[str]) -> int:
             _add_targets(record, setup.targets, {"remote": served})
             campaign.measure(setup.targets, {"remote": served})
         else:
-            settings = checkpoints(given, setup, progress)
-            _measure_started(campaign, setup, settings, folder, apart=given.apart)
+            settings = checkpoints(args, setup, progress)
+            _measure_started(campaign, setup, settings, folder, apart=args.apart)
         record.finished = utc_now()
     except KeyboardInterrupt:
-        progress.say("interrupted; writing the report of what was measured")
-    _conclude(record, setup, folder)
+        progress.print_line("interrupted; writing the report of the measurements so far")
+    _finish_report(record, setup, folder)
     return 0 if record.finished else INTERRUPTED
 
 
 def _measure_started(
     campaign: Campaign, setup: Setup, settings: ServerSettings, folder: Path, *, apart: bool
 ) -> None:
-    """Start the servers, all of them or one after the other, and measure."""
+    """Start the servers, together or one at a time, and measure."""
     names = dict.fromkeys(target.server for target in setup.targets)
     groups = [[t for t in setup.targets if t.server == name] for name in names]
     for group in groups if apart else [setup.targets]:
         with ExitStack() as stack:
-            servers = start(stack, group, settings, folder, campaign.progress.note)
+            servers = start_servers(stack, group, settings, folder, campaign.progress.show_status)
             _add_targets(campaign.report, group, servers)
-            campaign.progress.say(f"ready: {', '.join(servers)}")
+            campaign.progress.print_line(f"ready: {', '.join(servers)}")
             campaign.measure(group, servers)
-            campaign.progress.note("stopping servers")
+            campaign.progress.show_status("stopping servers")
 
 
-def _conclude(record: Report, setup: Setup, folder: Path) -> None:
+def _finish_report(record: Report, setup: Setup, folder: Path) -> None:
     if setup.shape is not None:
         record.bounds = bounds(record, setup.shape, setup)
-    if note := unequal_prompts(record):
+    if note := prompt_length_note(record):
         record.notes.append(note)
     page = report.write(record, folder)
     print(f"\n{report.text(record)}\n\n{page}")
@@ -109,7 +109,7 @@ def new_report(setup: Setup, words: list[str]) -> Report:
     )
 
 
-def _add_targets(record: Report, targets: list[Target], servers: dict[str, Served]) -> None:
+def _add_targets(record: Report, targets: list[Target], servers: dict[str, RunningServer]) -> None:
     for target in targets:
         served = servers[target.server]
         record.targets.append(
@@ -122,7 +122,7 @@ def _add_targets(record: Report, targets: list[Target], servers: dict[str, Serve
         )
 
 
-def remote(setup: Setup) -> Served:
+def remote(setup: Setup) -> RunningServer:
     """The server at `--url`."""
     assert setup.url is not None
     model = setup.model
@@ -130,41 +130,41 @@ def remote(setup: Setup) -> Served:
         request = urllib.request.Request(f"{setup.url}/models", headers=setup.headers)
         with urllib.request.urlopen(request, timeout=30) as response:
             model = str(json.load(response)["data"][0]["id"])
-    return Served(setup.url, model, headers=setup.headers)
+    return RunningServer(setup.url, model, headers=setup.headers)
 
 
-def checkpoints(given: argparse.Namespace, setup: Setup, progress: Progress) -> ServerSettings:
-    """Make the checkpoints that are needed, or take those that were given.
+def checkpoints(args: argparse.Namespace, setup: Setup, progress: Progress) -> ServerSettings:
+    """Build the checkpoints, or use the given ones.
 
     Raises:
         ValueError: a target needs a stock checkpoint and none was given.
     """
-    if given.checkpoint is not None:
+    if args.checkpoint is not None:
         own = {OWN_SIEVE}
-        if given.stock_checkpoint is None and {t.server for t in setup.targets} - own:
+        if args.stock_checkpoint is None and {t.server for t in setup.targets} - own:
             raise ValueError("--checkpoint needs --stock-checkpoint for the targets beside ratios")
-        return server_settings(given, given.checkpoint, given.stock_checkpoint or given.checkpoint)
+        return server_settings(args, args.checkpoint, args.stock_checkpoint or args.checkpoint)
     from transformers.utils import logging
 
     from loadtest.reference import build
 
-    logging.set_verbosity_error()  # warnings about the voice that the checkpoint does not have
+    logging.set_verbosity_error()  # warnings about the missing speech output
     assert setup.shape is not None
-    dummy = "dummy" in given.server_option or "--load-format=dummy" in given.server_option
-    folder = FOLDER / (f"{given.shape}-dummy" if dummy else given.shape)
+    dummy = "dummy" in args.server_option or "--load-format=dummy" in args.server_option
+    folder = FOLDER / (f"{args.shape}-dummy" if dummy else args.shape)
     ours, stock = build(
-        folder, setup.shape, weights=not dummy, progress=lambda text: progress.note(text)
+        folder, setup.shape, weights=not dummy, progress=lambda text: progress.show_status(text)
     )
-    return server_settings(given, ours, stock)
+    return server_settings(args, ours, stock)
 
 
 def bounds(record: Report, shape: ModelShape, setup: Setup) -> list[Bounds]:
-    """What the arithmetic allows each reducing target, for the prompts that were really sent."""
+    """Analytical bounds of each target with reduction, for the prompts that were sent."""
     found = []
     for target in setup.targets:
-        if not target.reduces or target.keep_ratio is None:
+        if not target.is_reducing or target.keep_ratio is None:
             continue
-        # Sieves without a refiner cost next to nothing beside a prefill.
+        # The cost of sieves without a refiner is negligible.
         model = shape if target.sieve is None else replace(shape, refiner_layers=0)
         for seconds in setup.plan.seconds:
             prompt = _prompt(record, setup, seconds)
@@ -199,8 +199,8 @@ def _prompt(record: Report, setup: Setup, seconds: float) -> Prompt:
     return expected
 
 
-def unequal_prompts(record: Report) -> str | None:
-    """A note if stock vLLM saw prompts of another length than this engine did."""
+def prompt_length_note(record: Report) -> str | None:
+    """A note if stock vLLM and this engine count different prompt lengths."""
     for seconds in sorted({run.seconds for run in record.runs}):
         stock = [a.prompt_tokens for a in _answers(record, seconds, "stock") if a.prompt_tokens]
         ours = [a.reduction["prompt_tokens_full"] for a in _answers(record, seconds) if a.reduction]
@@ -230,7 +230,7 @@ def write_aiperf(setup: Setup, folder: Path, progress: Progress, tokenizer: Path
     """Write the requests of the first round and AIPerf's command lines."""
     url = setup.url or "http://localhost:8000/v1"
     model = setup.model or MODEL
-    lines = ["#!/bin/sh", "# In an environment of its own: pip install 'aiperf==0.13.*'", "set -e"]
+    lines = ["#!/bin/sh", "# In a separate environment: pip install 'aiperf==0.13.*'", "set -e"]
     for media, scenario in setup.plan.scenarios.items():
         for seconds in setup.plan.seconds:
             clip = replace(scenario.clip, seconds=seconds)
@@ -239,8 +239,8 @@ def write_aiperf(setup: Setup, folder: Path, progress: Progress, tokenizer: Path
                     seed = derive(setup.plan.seed, target.name, media, seconds, load.label, 0)
                     name = f"{target.name}-{media}-{seconds:g}s-{load.label}".replace("/", "_per_")
                     path = folder / f"{name.replace(' ', '-')}.jsonl"
-                    asks = plan(scenario, setup.plan.count(load), seed)
-                    requests = prepare(replace(scenario, clip=clip), asks, model, target.fields)
+                    planned = plan(scenario, setup.plan.count(load), seed)
+                    requests = prepare(replace(scenario, clip=clip), planned, model, target.fields)
                     count = aiperf.write_payloads(path, requests)
                     artifacts = path.with_suffix("")
                     command = aiperf.command(

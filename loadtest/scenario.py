@@ -1,7 +1,7 @@
-"""Which requests are sent, and when.
+"""Generate requests and their arrival times from a seed.
 
-Everything follows from a seed. A batch is made before its clock starts: the clips are encoded and
-the bodies written, so that the machine does nothing but serve while it is measured.
+Clips are encoded and bodies written before a run, so that the machine only serves while it is
+measured.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Scenario:
     output_tokens: int = 8
     questions: tuple[str, ...] = QUESTIONS
     repeat_media: float = 0.0
-    """Share of requests about a clip that was sent before; 0 makes every clip unique."""
+    """Share of requests with a repeated clip; 0 makes every clip unique."""
     repeat_questions: float = 0.0
-    """Share of those that ask what was asked about it before."""
+    """Share of those with a repeated question."""
 
     def __post_init__(self) -> None:
         for name in ("repeat_media", "repeat_questions"):
@@ -59,8 +59,8 @@ class Scenario:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """One request: which clip, which question."""
+class PlannedRequest:
+    """Clip and question of one request."""
 
     number: int
     clip: int
@@ -71,22 +71,22 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An `Ask` with its body, ready to be sent."""
+    """A `PlannedRequest` with its body."""
 
-    ask: Ask
+    planned: PlannedRequest
     body: bytes = field(repr=False)
 
 
 def derive(seed: int, *words: object) -> int:
-    """A seed for one purpose, from the seed of all."""
+    """Derive a seed for one purpose."""
     return zlib.crc32(repr((seed, *words)).encode())
 
 
-def plan(scenario: Scenario, count: int, seed: int) -> list[Ask]:
+def plan(scenario: Scenario, count: int, seed: int) -> list[PlannedRequest]:
     """Draw `count` requests."""
     rng = np.random.default_rng(seed)
     asked: dict[int, list[str]] = {}
-    plan: list[Ask] = []
+    plan: list[PlannedRequest] = []
     for number in range(count):
         if asked and rng.random() < scenario.repeat_media:
             clip = int(rng.choice(list(asked)))
@@ -95,7 +95,7 @@ def plan(scenario: Scenario, count: int, seed: int) -> list[Ask]:
             clip = derive(seed, "clip", number)
             question, novelty = str(rng.choice(scenario.questions)), "new"
         asked.setdefault(clip, []).append(question)
-        plan.append(Ask(number, clip, question, novelty))
+        plan.append(PlannedRequest(number, clip, question, novelty))
     return plan
 
 
@@ -109,34 +109,38 @@ def _next_question(
 
 
 def prepare(
-    scenario: Scenario, asks: list[Ask], model: str, fields: Mapping[str, Any]
+    scenario: Scenario, requests: list[PlannedRequest], model: str, fields: Mapping[str, Any]
 ) -> Iterator[Request]:
     """Encode the clips and write the bodies.
 
     Args:
         scenario: clips and answer length.
-        asks: from `plan`.
-        model: the name that the server goes by.
+        requests: from `plan`.
+        model: the served model name.
         fields: of every body, such as `keep_ratio`.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         urls = {
             seed: pool.submit(_data_url, scenario.clip, seed)
-            for seed in dict.fromkeys(ask.clip for ask in asks)
+            for seed in dict.fromkeys(planned.clip for planned in requests)
         }
-        for ask in asks:
-            yield Request(ask, body(scenario, ask, urls[ask.clip].result(), model, fields))
+        for planned in requests:
+            yield Request(
+                planned, body(scenario, planned, urls[planned.clip].result(), model, fields)
+            )
 
 
 def _data_url(shape: ClipShape, seed: int) -> str:
     return f"data:video/mp4;base64,{base64.b64encode(make_clip(shape, seed)).decode()}"
 
 
-def body(scenario: Scenario, ask: Ask, url: str, model: str, fields: Mapping[str, Any]) -> bytes:
+def body(
+    scenario: Scenario, planned: PlannedRequest, url: str, model: str, fields: Mapping[str, Any]
+) -> bytes:
     """The JSON of one request: streamed, greedy, with exactly `output_tokens` tokens."""
     content = [
         {"type": "video_url", "video_url": {"url": url}},
-        {"type": "text", "text": ask.question},
+        {"type": "text", "text": planned.question},
     ]
     return json.dumps(
         {
@@ -153,7 +157,7 @@ def body(scenario: Scenario, ask: Ask, url: str, model: str, fields: Mapping[str
 
 
 def arrivals(load: Load, count: int, seed: int) -> list[float] | None:
-    """When each of `count` requests is due, in seconds; None in a closed loop.
+    """Arrival times of `count` requests in seconds; None in a closed loop.
 
     Gaps have the mean 1 / rate: always the same, exponential, or from a gamma distribution of the
     shape `burstiness`.

@@ -1,4 +1,4 @@
-"""The largest concurrency that a server carries: doubling, then bisection."""
+"""Search for the largest concurrency within the service level: doubling, then bisection."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from loadtest.records import Probe
 def largest(probe: Callable[[int], Probe], most: int) -> tuple[int, list[Probe]]:
     """The largest concurrency from 1 to `most` whose probe meets the service level, 0 if none.
 
-    A server that carries a load is taken to carry every smaller one.
+    The service level is assumed to be monotonic in the concurrency.
 
     Args:
         probe: measures one concurrency.

@@ -1,4 +1,4 @@
-"""What the arithmetic allows: operations and bytes of a request, and the bound on the gain.
+"""Count operations and bytes of a request, and bound the gain of reduction.
 
     python -m loadtest.shapes                         # the reference shape, a clip of 30 s
     python -m loadtest.shapes 3b --seconds 60
@@ -168,7 +168,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What one part of a request costs."""
+    """Operations and bytes of one stage of a request."""
 
     name: str
     flops: float
@@ -225,7 +225,7 @@ def _decode(model: ModelShape, length: int, output: int) -> Stage:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """The most that reduction can gain over all tokens: ratios of operations and of memory."""
+    """Upper bounds of the gains over all tokens: ratios of operations and of memory."""
 
     keep_ratio: float
     first_token: float
@@ -237,7 +237,7 @@ class Bound:
 
 
 def bound(model: ModelShape, prompt: Prompt, keep_ratio: float) -> Bound:
-    """See `Bound`."""
+    """Compute the bounds of one prompt and keep ratio."""
     full = [stage.flops for stage in stages(model, prompt, None)]
     reduced = [stage.flops for stage in stages(model, prompt, keep_ratio)]
     return Bound(
@@ -273,7 +273,7 @@ def from_checkpoint(directory: Path) -> ModelShape:
 
     Raises:
         OSError: no config.json.
-        ValueError: it is no JSON, or lacks a size.
+        ValueError: it is not JSON, or lacks a size.
     """
     data: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     thinker = data.get("thinker_config", data)
@@ -368,12 +368,12 @@ def main() -> None:
     parser.add_argument("--output", type=int, default=8, help="decoded tokens (8)")
     parser.add_argument("--refiner-layers", type=int, help="another number than the shape's")
     parser.add_argument("--keep", type=float, nargs="+", default=KEEP_RATIOS)
-    given = parser.parse_args()
-    model = find(given.shape)
-    if given.refiner_layers is not None:
-        model = replace(model, refiner_layers=given.refiner_layers)
-    prompt = Prompt.of_clip(given.seconds, given.frame_tokens, text=given.text, fps=given.fps)
-    print(table(model, replace(prompt, output=given.output), tuple(given.keep)))
+    args = parser.parse_args()
+    model = find(args.shape)
+    if args.refiner_layers is not None:
+        model = replace(model, refiner_layers=args.refiner_layers)
+    prompt = Prompt.of_clip(args.seconds, args.frame_tokens, text=args.text, fps=args.fps)
+    print(table(model, replace(prompt, output=args.output), tuple(args.keep)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""vLLM's own server without the plugin: `python -m loadtest.stock_server CHECKPOINT ...`.
+"""Stock vLLM's server without the plugin: `python -m loadtest.stock_server CHECKPOINT ...`.
 
-vLLM's `vllm` command is not used: its CPU build carries another package name and the command fails.
+vLLM's `vllm` command is not used: the command fails because its CPU build has another package name.
 """
 
 from __future__ import annotations

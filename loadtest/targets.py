@@ -1,12 +1,12 @@
-"""The servers that are compared.
+"""Targets of a load test: a server and the fields of its requests.
 
-A target is a server and what its requests ask for. Targets are named in few words:
+Targets are named:
 
 - `stock`: vLLM without the plugin, all tokens, a clip's sound on, on the stock twin
 - `none`: this engine without reduction (`--sieve none`), on the stock twin
 - `0.2`: this engine with the checkpoint's own sieve and this keep ratio
 - `omnizip@0.35`: this engine with another sieve, on the stock twin
-- `plain`: requests without any option of ours, for a server that runs elsewhere
+- `plain`: requests without any option of ours, for a remote server
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ MODEL = "loadtest"
 ROOT = Path(__file__).resolve().parents[1]
 OWN_SIEVE = "ours"
 MAX_FRAMES = 768
-"""Most frames of a clip that this engine takes by default; stock vLLM is told the same."""
+"""This engine's default maximum frames of a clip, also set for stock vLLM."""
 
 ServerKind = Literal["stock", "engine", "remote"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is measured.
+    """A server and its request fields.
 
     Attributes:
         name: as given.
-        server: servers of the same name are one.
+        server: targets of the same server name share a server.
         sieve: for an engine; None for the checkpoint's own.
         fields: of every request.
-        keep_ratio: that it stands for; 1 without reduction, None where the server decides.
+        keep_ratio: of the requests; 1 without reduction, None for the server's default.
     """
 
     name: str
@@ -51,15 +51,15 @@ class Target:
     keep_ratio: float | None = None
 
     @property
-    def reduces(self) -> bool:
+    def is_reducing(self) -> bool:
         return self.kind != "stock" and self.name not in ("none", "plain")
 
     @classmethod
     def parse(cls, name: str, *, remote: bool = False) -> Self:
-        """Read a name.
+        """Parse a target name.
 
         Raises:
-            ValueError: it is none of those above, or needs a server that is not started here.
+            ValueError: the name is invalid, or needs a server to start and `remote` is set.
         """
         if remote:
             if name == "plain":
@@ -89,7 +89,7 @@ def _ratio(word: str) -> float:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What all servers of a comparison have in common.
+    """Common settings of the servers of a comparison.
 
     Attributes:
         ours: checkpoint with refiner and score head.
@@ -122,7 +122,7 @@ class ServerSettings:
             "--enable-prompt-tokens-details",
         ]
         if target.kind == "stock":
-            # Two frames a second, as this engine takes them; vLLM would take 32 in all.
+            # Two frames a second as in this engine; vLLM's default is 32 frames a clip.
             frames = {"video": {"fps": 2, "num_frames": MAX_FRAMES}}
             options += ["--media-io-kwargs", json.dumps(frames)]
             options += ["--trust-request-mm-kwargs", "--skip-mm-profiling"]
@@ -133,7 +133,7 @@ class ServerSettings:
                 options += ["--min-pixels", str(self.min_pixels)]
             if target.sieve is not None:
                 options += ["--sieve", target.sieve]
-                if target.reduces:  # some sieves do not start without a default
+                if target.is_reducing:  # some sieves do not start without a default
                     options += ["--keep-ratio", str(target.keep_ratio)]
         return [*options, *self.extra]
 
@@ -147,18 +147,18 @@ class ServerSettings:
         return ("-m", "ep_serve", "serve")
 
     def command(self, target: Target) -> str:
-        """The command line as one would type it, without host and port."""
+        """The command line, without host and port."""
         words = ["python", *self.module(target), str(self.checkpoint(target))]
         return shlex.join([*words, *self.options(target)])
 
 
 @dataclass(frozen=True)
-class Served:
-    """A server that answers.
+class RunningServer:
+    """A server that is ready.
 
     Attributes:
         url: of the API, with `/v1`.
-        model: the name it goes by.
+        model: served model name.
         pid: of its main process, if it runs on this machine.
         start_s: from starting it until it was healthy.
     """
@@ -179,13 +179,13 @@ class Served:
         return self.url.removesuffix("/v1") + "/metrics"
 
 
-def start(
+def start_servers(
     stack: ExitStack,
     targets: Sequence[Target],
     settings: ServerSettings,
     logs: Path,
     progress: Callable[[str], None],
-) -> dict[str, Served]:
+) -> dict[str, RunningServer]:
     """Start the servers of `targets`, one after the other; they stop when `stack` closes.
 
     Args:
@@ -193,12 +193,12 @@ def start(
         targets: whose servers are started, each once.
         settings: for all of them.
         logs: folder for what they print.
-        progress: is told what is going on.
+        progress: called with status texts.
 
     Raises:
         ServerError: one did not start.
     """
-    servers: dict[str, Served] = {}
+    servers: dict[str, RunningServer] = {}
     for target in targets:
         if target.server in servers:
             continue
@@ -219,12 +219,12 @@ def start(
                 progress=note,
             )
         )
-        servers[target.server] = Served(
+        servers[target.server] = RunningServer(
             process.base_url, MODEL, process.pid, waited, settings.command(target)
         )
     return servers
 
 
 def _python_path() -> str:
-    """This package is not installed: a server's process has to find it too."""
+    """PYTHONPATH of the servers, which must find this package."""
     return ":".join(dict.fromkeys([str(ROOT), *(path for path in sys.path if path)]))

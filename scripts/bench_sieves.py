@@ -1,11 +1,11 @@
-"""Time and memory of every sieve, side by side, on a CPU and on a GPU where there is one.
+"""Benchmark time and memory of every sieve on the CPU, and on a GPU if there is one.
 
     python scripts/bench_sieves.py [--tokens 1000 4000 16000] [--hidden 3584] [--repeats 2]
 
 Prints a Markdown table: milliseconds to plan (on the CPU, from the layout) and to reduce (median
-of the repeats), and the most memory that a reduction holds beside the pool and the weights. The
+of the repeats), and the peak memory of a reduction without the pool and the weights. The
 states are random, float32 on a CPU and bfloat16 on a GPU; the clip has 144 tokens a second of
-picture and 25 of sound. What a sieve needs from others is not in its row: CS2's refiner, which is
+picture and 25 of sound. Inputs that other modules compute are not included: CS2's refiner, which is
 four decoder layers over the whole prompt, and OmniZip's saliency, which has a row of its own.
 """
 
@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def clip_of(tokens: int) -> Layout:
-    """A prompt with a clip of about so many AV tokens."""
+    """Layout of a prompt with a clip of about `tokens` AV tokens."""
     seconds = max(1, round(tokens / 169))
     clip = Video((seconds, 24, 24), 1.0, audio_tokens=25 * seconds)
     return build_layout([TOKENS.vision_bos, TOKENS.video, TOKENS.vision_eos], [clip], TOKENS)
@@ -127,7 +127,7 @@ def milliseconds(run: Callable[[], object], device: torch.device, repeats: int) 
 
 @torch.no_grad()
 def peak_memory(run: Callable[[], object], device: torch.device) -> int:
-    """Most bytes that one run holds at a time beside what was there before."""
+    """Peak memory of one run above the memory before it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

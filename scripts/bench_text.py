@@ -1,4 +1,4 @@
-"""Plain text beside stock vLLM: the same decoder, with and without this project's model around it.
+"""Compare text-only throughput with stock vLLM on the same decoder.
 
     python scripts/bench_text.py [--rounds 5]
 
@@ -47,7 +47,7 @@ for line in sys.stdin:
 
 
 class Engine:
-    """An engine in a process of its own that answers when it is told to."""
+    """An engine in a subprocess that runs the prompts on request."""
 
     def __init__(self, checkpoint: Path) -> None:
         self._process = subprocess.Popen(
@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    logging.set_verbosity_error()  # warnings about the voice that the checkpoint does not have
+    logging.set_verbosity_error()  # warnings about the missing speech output
     with tempfile.TemporaryDirectory() as folder:
         ours = build(Path(folder) / "ours")
         engines = {"stock": Engine(make_stock(ours, Path(folder) / "stock")), "ours": Engine(ours)}

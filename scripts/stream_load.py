@@ -1,4 +1,4 @@
-"""Streams of chat answers, as many as asked for, at little cost; for `bench_gateway.py`."""
+"""Low-overhead load generator of streamed chat completions, for `bench_gateway.py`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _START = b"data:"
 
 @dataclass
 class Round:
-    """What one target did in one round; only what began and came inside the window counts."""
+    """Measurements of one round; only streams and tokens inside of the window count."""
 
     window: tuple[float, float]
     first: list[float] = field(default_factory=list)
     """Seconds until the first event of each stream."""
     tokens: int = 0
     all_tokens: int = 0
-    """Those outside the window too."""
+    """Tokens including those outside of the window."""
     failed: int = 0
 
     @property
     def share(self) -> float:
-        """How much of the work was inside the window."""
+        """Share of the tokens inside of the window."""
         return self.tokens / max(1, self.all_tokens)
 
     @property
@@ -51,23 +51,23 @@ def median(values: list[float]) -> float:
 
 
 class _Stream(asyncio.Protocol):
-    """A kept-alive connection that takes one answer after the other."""
+    """A keep-alive connection for consecutive requests."""
 
     def __init__(self, round_: Round) -> None:
         self._round = round_
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpResponseParser(self)
         self._done: asyncio.Future[bool] | None = None
-        self._asked = 0.0
+        self._sent_at = 0.0
         self._tokens = 0
         self._waiting = True
         self._tail = b""
         self.transport: Any = None
 
-    def ask(self, request: bytes) -> asyncio.Future[bool]:
-        """Send a request; whether the connection can be used again, once it is answered."""
+    def send(self, request: bytes) -> asyncio.Future[bool]:
+        """Send a request; the future tells whether the connection is reusable."""
         self._done = self._loop.create_future()
-        self._asked, self._tokens, self._waiting, self._tail = time.perf_counter(), 0, True, b""
+        self._sent_at, self._tokens, self._waiting, self._tail = time.perf_counter(), 0, True, b""
         self.transport.write(request)
         return self._done
 
@@ -92,8 +92,8 @@ class _Stream(asyncio.Protocol):
         begin, end = self._round.window
         if self._waiting and _START in body and self._parser.get_status_code() == 200:
             self._waiting = False
-            if begin <= self._asked < end:
-                self._round.first.append(now - self._asked)
+            if begin <= self._sent_at < end:
+                self._round.first.append(now - self._sent_at)
         found = self._tail + body
         count = found.count(_TOKEN)
         self._tail = found[-(len(_TOKEN) - 1) :]
@@ -119,17 +119,16 @@ async def load(
     window: tuple[float, float],
     period_s: float,
 ) -> Round:
-    """Ask for `streams` answers of `tokens` tokens at a time.
+    """Keep up to `streams` streams of `tokens` tokens open.
 
     Args:
         port: where the target listens, on 127.0.0.1.
         body: of each request.
         key: sent as the API key.
-        streams: how many workers there are; they begin spread over the time before the window.
-        tokens: an answer with fewer is a failed one.
+        streams: number of workers; their starts are spread over the time before the window.
+        tokens: expected tokens; other answers count as failed.
         window: seconds from now until it begins, and its length.
-        period_s: each worker asks again so long after its last request, or as soon as that is
-            answered, whichever is later.
+        period_s: minimum seconds between the requests of a worker.
     """
     data = json.dumps(body).encode()
     request = (
@@ -150,7 +149,7 @@ async def load(
                 _, stream = await asyncio.get_running_loop().create_connection(
                     lambda: _Stream(round_), "127.0.0.1", port
                 )
-            reusable = await stream.ask(request)
+            reusable = await stream.send(request)
             round_.failed += stream.tokens != tokens
             if not reusable:
                 stream.transport.abort()

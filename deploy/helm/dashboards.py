@@ -1,4 +1,4 @@
-"""The Grafana dashboards, from tables of panels: `python deploy/helm/dashboards.py` writes them.
+"""Generate the Grafana dashboards: `python deploy/helm/dashboards.py`.
 
 A panel is a title, a unit and queries with their legends.
 """

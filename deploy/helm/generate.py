@@ -1,6 +1,6 @@
-"""Write what follows from the chart's values.yaml: its README and its values.schema.json.
+"""Generate the chart's README.md and values.schema.json from its values.yaml.
 
-`python deploy/helm/generate.py` writes both; `--check` only says whether they are current.
+`python deploy/helm/generate.py` writes both; `--check` only checks that they are current.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Value:
 
 
 def documented(text: str) -> Iterator[Value]:
-    """The values of a values.yaml that have a comment of their own (`# -- ...`), in order."""
+    """The values of a values.yaml that have a `# -- ...` comment, in order."""
     defaults = yaml.safe_load(text)
     path: list[tuple[int, str]] = []
     comment = ""
@@ -101,7 +101,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, fail if not current")
     check = parser.parse_args().check
-    stale = [file for file, text in outputs().items() if not _holds(file, text)]
+    stale = [file for file, text in outputs().items() if not _is_current(file, text)]
     for file in stale:
         if check:
             print(f"{file.name} is not current: run deploy/helm/generate.py", file=sys.stderr)
@@ -118,7 +118,7 @@ def _at(values: Any, names: list[str]) -> Any:
 
 
 def _first_comment(file: Path) -> str:
-    """The comment that a file begins with, as one line."""
+    """The leading comment of a file, as one line."""
     lines = []
     for line in file.read_text().splitlines():
         if not line.startswith("#"):
@@ -127,7 +127,7 @@ def _first_comment(file: Path) -> str:
     return " ".join(lines)
 
 
-def _holds(file: Path, text: str) -> bool:
+def _is_current(file: Path, text: str) -> bool:
     return file.is_file() and file.read_text() == text
 
 

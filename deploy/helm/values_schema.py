@@ -1,7 +1,7 @@
-"""The JSON schema of the chart's values: what may be given, and nothing else.
+"""JSON schema of the chart's values; unknown values are refused.
 
-The gateway's settings are taken from the gateway itself, so that a wrong one is refused when the
-chart is rendered instead of when a pod starts.
+The gateway's settings come from its settings model, so that invalid ones are refused when the chart
+is rendered instead of when a pod starts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CHART_OWNED = {
     "StoreSettings": ("path", "quota_bytes"),
     "S3Settings": ("access_key_id", "secret_access_key"),
 }
-"""Settings of the gateway that the chart sets: addresses, ports, places and what is secret."""
+"""Settings of the gateway that the chart sets: addresses, ports, paths and secrets."""
 
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
 DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"

@@ -1,6 +1,6 @@
-"""What `make demo` runs: a server with the embedded model, a clip, and what the reduction does.
+"""`make demo`: serve the embedded model and compare answers and costs over keep ratios.
 
-The model lies here too: a checkpoint of 7 MB that was trained on clips of this project's making.
+It includes the model: a checkpoint of 7 MB, trained on synthetic clips.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Serve the embedded model, ask about a clip with sound, and print what was answered and saved."""
+"""Serve the embedded model, request answers about a clip, and print answers and savings."""
 
 from __future__ import annotations
 
@@ -29,102 +29,106 @@ OPTIONS = (
     "--enforce-eager",  # compiling takes longer than this demo
 )
 ATTEMPTS = 4
-"""How often a question is asked until the blocks it holds are seen, on a machine that is busy."""
+"""Tries to read the KV blocks of a request while it runs, on a busy machine."""
 TOKENS = 48
-"""Made in the first attempt; each later one makes twice as many, and so holds its blocks longer."""
+"""Tokens generated in the first try; each later one doubles them, to hold its blocks longer."""
 END = "<|im_end|>"
-"""What the model ends its answers with."""
+"""The model's end token."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One answer and what it cost."""
+    """One answer and its costs."""
 
-    asked: ClipQuestion
+    question: ClipQuestion
     keep_ratio: float
     answer: str
     usage: dict[str, Any]
     blocks: int
-    """Of the KV cache, or 0 if the answer was over before they were seen."""
+    """KV cache blocks, or 0 if the request ended before they were read."""
     first_token_ms: float
 
     @property
     def verdict(self) -> str:
         """The answer, and whether it is right."""
-        return f"{self.answer}: {'right' if self.answer == self.asked.answer else 'wrong'}"
+        return f"{self.answer}: {'right' if self.answer == self.question.answer else 'wrong'}"
 
 
 def main() -> int:
     FOLDER.mkdir(exist_ok=True)
     clip = FOLDER / "clip.mp4"
     clip.write_bytes(make_clip())
-    say(f"Starting the server with the embedded model (log: {FOLDER / 'server.log'}) ...")
+    print_line(f"Starting the server with the embedded model (log: {FOLDER / 'server.log'}) ...")
     try:
         with ServerProcess(
             MODEL, OPTIONS, log=FOLDER / "server.log", progress=show_seconds
         ) as server:
-            say(f"\rServer ready at {server.base_url}          ")
+            print_line(f"\rServer ready at {server.base_url}          ")
             run(server, clip.read_bytes())
     except ServerError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
-    say("Server stopped.")
+    print_line("Server stopped.")
     return 0
 
 
 def run(server: ServerProcess, clip: bytes) -> None:
-    """One streamed answer to read, then tables over keep ratios and over questions."""
+    """Print one streamed answer, then tables over keep ratios and over questions."""
     client = OpenAI(base_url=server.base_url, api_key="none", max_retries=0)
     first = QUESTIONS[0]
-    say(f"\n> [{FOLDER / 'clip.mp4'}, {SECONDS} s with sound] {first.question}")
+    print_line(f"\n> [{FOLDER / 'clip.mp4'}, {SECONDS} s with sound] {first.question}")
     for text in stream(client, clip, first):
         print(text, end="", flush=True)
-    say(f"\n(The right answer is: {first.answer}.)\n")
-    say(keep_ratios_table([ask(client, server, clip, first, ratio) for ratio in KEEP_RATIOS]))
+    print_line(f"\n(The right answer is: {first.answer}.)\n")
+    print_line(
+        keep_ratios_table([measure(client, server, clip, first, ratio) for ratio in KEEP_RATIOS])
+    )
     least = KEEP_RATIOS[-1]
-    say(f"\nThe budget follows the question. The same clip at keep ratio {least:g}:\n")
-    say(questions_table([ask(client, server, clip, asked, least) for asked in QUESTIONS]))
+    print_line(f"\nThe budget follows the question. The same clip at keep ratio {least:g}:\n")
+    print_line(
+        questions_table([measure(client, server, clip, question, least) for question in QUESTIONS])
+    )
 
 
-def stream(client: OpenAI, clip: bytes, asked: ClipQuestion) -> Any:
-    """An answer piece by piece, as any client would ask for it."""
+def stream(client: OpenAI, clip: bytes, question: ClipQuestion) -> Any:
+    """Stream the text of an answer."""
     for chunk in client.chat.completions.create(
-        model="demo", messages=messages(clip, asked), max_tokens=16, temperature=0, stream=True
+        model="demo", messages=messages(clip, question), max_tokens=16, temperature=0, stream=True
     ):
         yield chunk.choices[0].delta.content or ""
 
 
-def ask(
-    client: OpenAI, server: ServerProcess, clip: bytes, asked: ClipQuestion, keep_ratio: float
+def measure(
+    client: OpenAI, server: ServerProcess, clip: bytes, question: ClipQuestion, keep_ratio: float
 ) -> Row:
     """Stream one answer and note what it took."""
     for attempt in range(ATTEMPTS):
-        unlike = clip + bytes([attempt])
-        row = ask_once(client, server, unlike, asked, keep_ratio, TOKENS << attempt)
+        unique = clip + bytes([attempt])
+        row = measure_once(client, server, unique, question, keep_ratio, TOKENS << attempt)
         if row.blocks:
             break
     return row
 
 
-def ask_once(
+def measure_once(
     client: OpenAI,
     server: ServerProcess,
     clip: bytes,
-    asked: ClipQuestion,
+    question: ClipQuestion,
     keep_ratio: float,
     tokens: int,
 ) -> Row:
-    """Stream one answer of so many tokens and note what it took.
+    """Stream one answer of `tokens` tokens and measure it.
 
-    The model is made to go on behind its answer, so that there is time to read how many blocks its
-    prompt holds. Every clip is made a little different, so that no cache shortens the way to the
-    first token: bytes after the last box of the file are ignored.
+    The model generates beyond its answer, so that there is time to read how many blocks its prompt
+    holds. Every clip gets unique bytes after its last box, which decoders ignore, so that no cache
+    shortens the time to first token.
     """
-    unlike = clip + keep_ratio.hex().encode() + asked.question.encode()
+    unique = clip + keep_ratio.hex().encode() + question.question.encode()
     began = time.perf_counter()
     chunks = client.chat.completions.create(
         model="demo",
-        messages=messages(unlike, asked),
+        messages=messages(unique, question),
         max_tokens=tokens,
         temperature=0,
         stream=True,
@@ -143,18 +147,18 @@ def ask_once(
         if chunk.usage is not None:
             usage = chunk.usage.model_dump()
     return Row(
-        asked, keep_ratio, answer.split(END)[0], usage["reduction"], blocks, 1000 * first_token
+        question, keep_ratio, answer.split(END)[0], usage["reduction"], blocks, 1000 * first_token
     )
 
 
-def messages(clip: bytes, asked: ClipQuestion) -> Any:
+def messages(clip: bytes, question: ClipQuestion) -> Any:
     """The question with the clip in front of it.
 
-    `video_url` is a part that vLLM adds to OpenAI's, so the client's types do not know it.
+    `video_url` is a part that vLLM adds to OpenAI's, so the client's types lack it.
     """
     url = "data:video/mp4;base64," + base64.b64encode(clip).decode()
     video = {"type": "video_url", "video_url": {"url": url}}
-    return [{"role": "user", "content": [video, {"type": "text", "text": asked.question}]}]
+    return [{"role": "user", "content": [video, {"type": "text", "text": question.question}]}]
 
 
 def blocks_held(server: ServerProcess) -> int:
@@ -188,7 +192,7 @@ def questions_table(rows: list[Row]) -> str:
     """Several questions at one keep ratio, in Markdown."""
     head = "| question | answer | video kept | audio kept |\n|---|---|---:|---:|"
     lines = [
-        f"| {row.asked.question} | {row.verdict} | {kept(row, 'video')} | {kept(row, 'audio')} |"
+        f"| {row.question.question} | {row.verdict} | {kept(row, 'video')} | {kept(row, 'audio')} |"
         for row in rows
     ]
     return "\n".join([head, *lines])
@@ -198,7 +202,7 @@ def kept(row: Row, kind: str) -> str:
     return f"{row.usage[kind]['kept']} of {row.usage[kind]['full']}"
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     print(text, flush=True)
 
 

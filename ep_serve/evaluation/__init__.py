@@ -1,5 +1,5 @@
-"""Evaluation: questions about clips, asked through the API of servers that already run.
+"""Evaluate the answers of running servers through the OpenAI API.
 
-What is measured is what users get: nothing here looks inside a server. `make` writes this project's
-own benchmark, `run` asks any, `report` and `inspect` show what came of it.
+`make` generates the built-in benchmark, `run` runs a benchmark, `report` writes accuracies, and
+`inspect` shows which tokens of a clip are kept.
 """

@@ -1,4 +1,4 @@
-"""Accuracy against kept tokens, as SVG: sharp at every size, and a few kilobytes."""
+"""Plot accuracy against kept tokens as SVG."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ep_serve.evaluation.figures import Figures, Setting
 WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 30, 42
 MARKS = ("circle", "square", "diamond", "triangle")
-"""Servers differ by shape too, not by colour alone."""
+"""Markers of the servers, which differ in more than colour."""
 COLOURS = 4
-LOWEST_SPAN = 1.15
-"""The axis of tokens reaches at least this far from its middle, as a factor."""
+MIN_SPAN = 1.15
+"""Minimum factor by which the token axis extends beyond the values."""
 
 
 def chart(title: str, figures: Mapping[Setting, Figures]) -> str:
-    """One picture: a line for each server, bars for its 95 % intervals, guesses as dashed lines."""
+    """Plot a line with 95 % intervals for each server, and guesses as dashed lines."""
     servers: dict[str, list[Figures]] = {}
     for (server, _), one in figures.items():
         if one.accuracy is not None and one.tokens_kept:
@@ -30,7 +30,7 @@ def chart(title: str, figures: Mapping[Setting, Figures]) -> str:
     parts = [_frame(title, axis), _guesses(points[0])]
     for number, (server, line) in enumerate(servers.items()):
         parts.append(_line(number, server, line, axis))
-    words = html.escape(_in_words(title, servers), quote=True)
+    words = html.escape(_description(title, servers), quote=True)
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{words}">'
         f"{''.join(parts)}</svg>"
@@ -41,8 +41,8 @@ class _Axis:
     """Tokens on a logarithmic scale."""
 
     def __init__(self, values: Sequence[float]) -> None:
-        self.low = min(values) / LOWEST_SPAN
-        self.high = max(values) * LOWEST_SPAN
+        self.low = min(values) / MIN_SPAN
+        self.high = max(values) * MIN_SPAN
 
     def x(self, tokens: float) -> float:
         share = math.log(tokens / self.low) / math.log(self.high / self.low)
@@ -52,7 +52,7 @@ class _Axis:
         """Round numbers, at most about six."""
         ones = [m * 10**power for power in range(7) for m in (1, 2, 5)]
         inside = [value for value in ones if self.low <= value <= self.high]
-        return inside if len(inside) > 1 else [round(self.low * LOWEST_SPAN)]
+        return inside if len(inside) > 1 else [round(self.low * MIN_SPAN)]
 
 
 def _y(share: float) -> float:
@@ -85,7 +85,7 @@ def _guesses(figures: Figures) -> str:
     for number, (name, share) in enumerate(figures.guesses.items()):
         y = _y(share)
         parts.append(f'<path class="guess" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        # Side by side, since guesses are often equally good.
+        # Labels are side by side, since guesses are often equally good.
         below = 11 if share > 0.1 else -3
         parts.append(_text(WIDTH - RIGHT - 2 - 84 * number, y + below, name, "end", "small"))
     return "".join(parts)
@@ -120,7 +120,7 @@ def _mark(number: int, x: float, y: float) -> str:
     return f'<polygon points="{corners}" transform="translate({x:.1f} {y:.1f})"/>'
 
 
-def _in_words(title: str, servers: Mapping[str, Sequence[Figures]]) -> str:
+def _description(title: str, servers: Mapping[str, Sequence[Figures]]) -> str:
     parts = [
         f"{server}: "
         + ", ".join(

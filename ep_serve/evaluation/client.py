@@ -1,4 +1,4 @@
-"""Asking a server, as any client of the OpenAI API does."""
+"""Client of an OpenAI-compatible server, with retries."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ import httpx
 from ep_serve.evaluation.errors import EvaluationError
 
 TIMEOUT = httpx.Timeout(600, connect=10)
-"""Seconds; an answer may wait behind many others."""
-TRIES = 7
-FIRST_PAUSE = 0.5
-LONGEST_PAUSE = 30.0
-"""Seconds between tries; each pause is twice the one before."""
-BUSY = (429, 503)
-REMEMBERED_FILES = 16
+"""Seconds; requests may queue behind many others."""
+MAX_TRIES = 7
+INITIAL_BACKOFF_S = 0.5
+MAX_BACKOFF_S = 30.0
+"""Seconds of exponential backoff between tries."""
+RETRY_STATUSES = (429, 503)
+CACHED_FILES = 16
 _MIME = {
     **{".mkv": "video/x-matroska", ".webm": "video/webm", ".webp": "image/webp"},
     **{".wav": "audio/wav", ".flac": "audio/flac", ".m4a": "audio/mp4", ".opus": "audio/ogg"},
 }
-"""Types that the tables of machines do not know, or know by several names."""
+"""MIME types that `mimetypes` does not know everywhere."""
 
 
-class NoAnswerError(Exception):
-    """A request that was not answered; `hopeless` if no other one would be."""
+class RequestError(Exception):
+    """A failed request; `is_fatal` if all others would fail too."""
 
-    def __init__(self, message: str, *, hopeless: bool = False) -> None:
+    def __init__(self, message: str, *, is_fatal: bool = False) -> None:
         super().__init__(message)
-        self.hopeless = hopeless
+        self.is_fatal = is_fatal
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server said: text, `usage`, and the seconds it took, pauses left out."""
+    """Text and `usage` of a completion, and its seconds without retries."""
 
     text: str
     usage: dict[str, Any]
@@ -48,21 +48,21 @@ class Answer:
 
     @property
     def reduction(self) -> dict[str, Any] | None:
-        """`usage.reduction`; None from servers that reduce nothing."""
+        """`usage.reduction`; None if the server does not report it."""
         return self.usage.get("reduction")
 
 
 class Server:
-    """One server of the OpenAI API; several threads may ask at once.
+    """An OpenAI-compatible server; thread-safe.
 
     Args:
         url: With or without `/v1`.
         key: API key.
         model: Served model; the first one that the server lists if not given.
-        name: In results; that of the model if not given.
+        name: Name in results; the model's name by default.
 
     Raises:
-        EvaluationError: The server does not tell its models.
+        EvaluationError: The server does not list its models.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class Server:
         key: str = "none",
         model: str | None = None,
         name: str | None = None,
-        first_pause: float = FIRST_PAUSE,
+        initial_backoff_s: float = INITIAL_BACKOFF_S,
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1") + "/v1"
-        self._pause = first_pause
+        self._pause = initial_backoff_s
         self._http = httpx.Client(
             headers={"authorization": f"Bearer {key}"},
             timeout=TIMEOUT,
@@ -88,26 +88,26 @@ class Server:
         """Close its connections."""
         self._http.close()
 
-    def ask(
+    def complete(
         self,
         media: Sequence[Path],
-        words: str,
+        prompt: str,
         keep_ratio: float,
         *,
         max_tokens: int,
         selection: bool = False,
     ) -> Answer:
-        """The likeliest answer to a question about some files.
+        """Complete a prompt about media files with greedy decoding.
 
         Raises:
-            NoAnswerError: The server refuses, or does not answer even after a while.
+            RequestError: The server refuses the request, or all tries failed.
         """
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [
                 {
                     "role": "user",
-                    "content": [*map(media_part, media), {"type": "text", "text": words}],
+                    "content": [*map(media_part, media), {"type": "text", "text": prompt}],
                 }
             ],
             "temperature": 0,
@@ -122,40 +122,40 @@ class Server:
             text = found["choices"][0]["message"]["content"] or ""
             return Answer(text, found.get("usage") or {}, seconds)
         except (ValueError, LookupError, TypeError) as error:
-            raise NoAnswerError(f"the answer is not a chat completion: {error!r}") from None
+            raise RequestError(f"the answer is not a chat completion: {error!r}") from None
 
     def _first_model(self) -> str:
         try:
             response, _ = self._send("GET", "models")
             return str(response.json()["data"][0]["id"])
-        except (NoAnswerError, ValueError, LookupError, TypeError) as error:
-            raise EvaluationError(f"{self.url} does not tell its models: {error}") from None
+        except (RequestError, ValueError, LookupError, TypeError) as error:
+            raise EvaluationError(f"{self.url} does not list its models: {error}") from None
 
     def _send(self, method: str, path: str, body: Any = None) -> tuple[httpx.Response, float]:
-        """A good response and how long it took, after as many tries as it needs."""
+        """Send a request with retries; returns the response and its seconds."""
         pause = self._pause
-        for tries_left in reversed(range(TRIES)):
+        for tries_left in reversed(range(MAX_TRIES)):
             began = time.perf_counter()
             try:
                 response = self._http.request(method, f"{self.url}/{path}", json=body)
             except httpx.TransportError as error:
-                reason, asked = f"{type(error).__name__}: {error}", ""
+                reason, retry_after = f"{type(error).__name__}: {error}", ""
             else:
                 if response.is_success:
                     return response, time.perf_counter() - began
                 reason = f"HTTP {response.status_code}: {_message(response)}"
-                if response.status_code not in BUSY:
-                    raise NoAnswerError(reason, hopeless=response.status_code in (401, 403, 404))
-                asked = response.headers.get("retry-after", "")
+                if response.status_code not in RETRY_STATUSES:
+                    raise RequestError(reason, is_fatal=response.status_code in (401, 403, 404))
+                retry_after = response.headers.get("retry-after", "")
             if tries_left:
-                wanted = float(asked) if asked.isdigit() else pause
-                time.sleep(min(wanted, LONGEST_PAUSE))
+                delay = float(retry_after) if retry_after.isdigit() else pause
+                time.sleep(min(delay, MAX_BACKOFF_S))
                 pause *= 2
-        raise NoAnswerError(reason)
+        raise RequestError(reason)
 
 
 def _message(response: httpx.Response) -> str:
-    """What a server says is wrong."""
+    """The message of an error response."""
     try:
         found = response.json()
         return str(found["error"]["message"])[:500]
@@ -164,10 +164,10 @@ def _message(response: httpx.Response) -> str:
 
 
 def media_part(path: Path) -> dict[str, Any]:
-    """A file as a part of a message; a clip's sound belongs to it.
+    """The content part of a media file.
 
     Raises:
-        EvaluationError: The name does not say that it is video, sound or a picture.
+        EvaluationError: The file name is not that of a video, audio or image file.
     """
     kind, url = _data_url(path)
     return {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
@@ -177,7 +177,7 @@ def media_type(path: Path) -> str:
     """The MIME type of a file, by its name.
 
     Raises:
-        EvaluationError: It is neither video nor sound nor a picture.
+        EvaluationError: It is not a video, audio or image type.
     """
     mime = _MIME.get(path.suffix.lower()) or mimetypes.guess_type(path.name)[0] or "unknown"
     if mime.split("/")[0] not in ("video", "audio", "image"):
@@ -185,9 +185,9 @@ def media_type(path: Path) -> str:
     return mime
 
 
-@lru_cache(REMEMBERED_FILES)
+@lru_cache(CACHED_FILES)
 def _data_url(path: Path) -> tuple[str, str]:
-    """Kind and data URL: the same clip is asked about many times in a row."""
+    """Kind and data URL of a file; cached, as consecutive requests use the same clip."""
     mime = media_type(path)
     data = base64.b64encode(path.read_bytes()).decode()
     return mime.split("/")[0], f"data:{mime};base64,{data}"

@@ -45,8 +45,8 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--keep-ratios", type=_ratio, nargs="+", default=KEEP_RATIOS, help="[1 0.2 0.1 0.05]"
     )
-    run.add_argument("--concurrency", type=_count, default=4, help="requests at a time [4]")
-    run.add_argument("--max-tokens", type=_count, default=32, help="of an answer [32]")
+    run.add_argument("--concurrency", type=_positive_int, default=4, help="requests at a time [4]")
+    run.add_argument("--max-tokens", type=_positive_int, default=32, help="of an answer [32]")
     run.add_argument("--selection", action="store_true", help="also ask where the kept tokens lie")
     run.add_argument(
         "--to", type=Path, required=True, metavar="RESULTS", dest="target", help="folder of results"
@@ -71,7 +71,7 @@ def add_inspect_options(parser: argparse.ArgumentParser) -> None:
         "--keep-ratios", type=_ratio, nargs="+", default=(0.2, 0.1, 0.05), help="[0.2 0.1 0.05]"
     )
     _add_server_options(parser)
-    parser.add_argument("--max-tokens", type=_count, default=128, help="of an answer [128]")
+    parser.add_argument("--max-tokens", type=_positive_int, default=128, help="of an answer [128]")
     parser.add_argument(
         "--to", type=Path, required=True, metavar="FILE", dest="target", help="page to write"
     )
@@ -101,20 +101,20 @@ def _ratio(text: str) -> float:
     return ratio
 
 
-def _count(text: str) -> int:
+def _positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
     return int(text)
 
 
 def make_benchmark(arguments: argparse.Namespace) -> int:
-    """Write the benchmark, and say what it is."""
+    """Generate the benchmark."""
     from ep_serve.evaluation.benchmark import QUESTIONS_NAME, Plan, make
 
     try:
         plan = Plan(arguments.clips, arguments.questions, arguments.seed)
     except ValueError as error:
-        return _complain(error)
+        return _print_error(error)
     made = make(arguments.target, plan)
     print(
         f"{arguments.target / QUESTIONS_NAME}: {made['questions']} questions, {made['clips']} clips"
@@ -123,7 +123,7 @@ def make_benchmark(arguments: argparse.Namespace) -> int:
 
 
 def run_benchmark(arguments: argparse.Namespace) -> int:
-    """Ask what has no answer yet, then report on all."""
+    """Run the questions without a result, then write the report."""
     from ep_serve.evaluation.errors import EvaluationError
     from ep_serve.evaluation.questions import read_questions
     from ep_serve.evaluation.report import write
@@ -144,7 +144,7 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
             run(questions, servers, plan, target)
         print(write(read_rows([target]), target))
     except EvaluationError as error:
-        return _complain(error)
+        return _print_error(error)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from here.", file=sys.stderr)
         return 1
@@ -162,12 +162,12 @@ def report_results(arguments: argparse.Namespace) -> int:
         rows = read_rows(arguments.results)
         print(write(rows, arguments.target or (first if first.is_dir() else first.parent)))
     except EvaluationError as error:
-        return _complain(error)
+        return _print_error(error)
     return 0
 
 
 def inspect_clip(arguments: argparse.Namespace) -> int:
-    """Ask, and write the page."""
+    """Request completions and write the inspection page."""
     from ep_serve.evaluation.errors import EvaluationError
     from ep_serve.evaluation.inspection import inspect
     from ep_serve.media import MediaError
@@ -183,14 +183,14 @@ def inspect_clip(arguments: argparse.Namespace) -> int:
                 max_tokens=arguments.max_tokens,
             )
     except (EvaluationError, MediaError) as error:
-        return _complain(error)
+        return _print_error(error)
     print(arguments.target)
     return 0
 
 
 @contextmanager
 def _servers(arguments: argparse.Namespace) -> Iterator[list[Server]]:
-    """The servers that were named, each with another name; their connections end with it."""
+    """Clients of the given servers, with unique names."""
     from ep_serve.evaluation.client import Server
     from ep_serve.evaluation.errors import EvaluationError
 
@@ -210,6 +210,6 @@ def _servers(arguments: argparse.Namespace) -> Iterator[list[Server]]:
         yield servers
 
 
-def _complain(error: Exception) -> int:
+def _print_error(error: Exception) -> int:
     print(f"ep-serve: {error}", file=sys.stderr)
     return 1

@@ -1,7 +1,7 @@
-"""The one error this room raises."""
+"""The error of this package."""
 
 from __future__ import annotations
 
 
 class EvaluationError(ValueError):
-    """Something cannot be evaluated as asked; the message is one sentence for its owner."""
+    """An evaluation is not possible; the message is one sentence for the user."""

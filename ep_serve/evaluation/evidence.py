@@ -1,4 +1,4 @@
-"""Where kept tokens lie: in the seconds that a question is about, or elsewhere."""
+"""Count which kept tokens lie in the time spans of a question's evidence."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Placement(BaseModel):
 
     Attributes:
         kept: Tokens that survived.
-        kept_then: Those of them in the asked seconds, picture or sound.
-        kept_evidence: Pictures where the answer can be seen, and sound where it can be heard.
+        kept_then: Kept tokens in the spans of the evidence, video or audio.
+        kept_evidence: Kept video tokens in its video spans, and audio tokens in its audio spans.
         full, full_then, full_evidence: The same before the reduction.
     """
 
@@ -30,10 +30,10 @@ class Placement(BaseModel):
     full_evidence: int
 
 
-def place(selection: Sequence[dict[str, Any]], evidence: Evidence) -> Placement:
+def count_placement(selection: Sequence[dict[str, Any]], evidence: Evidence) -> Placement:
     """Count tokens of the first medium of `usage.reduction.selection` by when they are.
 
-    A token of video or sound is where the middle of its time is.
+    The time of a token is the middle of its span.
     """
     medium = selection[0]
     counts = np.zeros(6, dtype=np.int64)

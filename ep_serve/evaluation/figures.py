@@ -1,4 +1,4 @@
-"""Figures of results: accuracy, tokens, time and placement, for tasks and other groups."""
+"""Aggregate results: accuracy, tokens, time and placement by task and group."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ep_serve.evaluation.results import Row, Tokens
+from ep_serve.evaluation.results import Row, TokenCounts
 from ep_serve.evaluation.statistics import Estimate, paired_ratio, wilson
 
 ALL = "all"
-MOST_GROUPS = 24
-"""Values up to which something known of questions is reported group by group."""
+MAX_GROUPS = 24
+"""Maximum number of values of a reported group."""
 
 Setting = tuple[str, float]
 """Server and keep ratio."""
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
+class PlacementShares:
     """Where kept tokens lie, as shares of them; `chance` is the share of all tokens.
 
     Attributes:
-        then: In the asked seconds, picture or sound.
-        evidence: Pictures where the answer can be seen, and sound where it can be heard.
-        questions: How many have such seconds.
+        then: In the spans of the evidence, video or audio.
+        evidence: Video tokens in its video spans, and audio tokens in its audio spans.
+        questions: Number of questions with evidence.
     """
 
     then: float
@@ -38,7 +38,7 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What came of some questions, asked of one server at one keep ratio.
+    """Aggregates over questions for one server at one keep ratio.
 
     Attributes:
         answers: Number of answers; everything else is about these.
@@ -47,9 +47,9 @@ class Figures:
         relative: Accuracy over that at keep ratio 1, on the questions that both answered.
         tokens_full, tokens_kept: Mean prompt tokens before and after the reduction.
         av_kept: Mean audio and video tokens that were kept.
-        audio_share: Mean share of sound among the kept tokens.
-        seconds: Mean time of an answer, as this client saw it.
-        guesses: {who guesses: share of right guesses}.
+        audio_share: Mean share of audio among the kept tokens.
+        seconds: Mean latency measured by the client.
+        guesses: {guesser: accuracy}.
         where: Where the kept tokens lie.
     """
 
@@ -63,7 +63,7 @@ class Figures:
     audio_share: float | None = None
     seconds: float | None = None
     guesses: dict[str, float] = field(default_factory=dict)
-    where: Where | None = None
+    where: PlacementShares | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,8 @@ class Summary:
     Attributes:
         settings: Servers and keep ratios, in the order of a report.
         tasks: {task or "all": {setting: figures}}.
-        groups: {what is known of questions: {value: {setting: figures}}}.
-        errors: {message: how often}.
+        groups: {group: {value: {setting: figures}}}.
+        errors: {message: count}.
         clips: Number of clips.
         questions: Number of different questions.
     """
@@ -88,7 +88,7 @@ class Summary:
 
 
 def summarise(rows: Sequence[Row]) -> Summary:
-    """Compute everything that a report shows."""
+    """Compute all figures of a report."""
     settings = sorted({(row.server, row.keep_ratio) for row in rows}, key=lambda s: (s[0], -s[1]))
     tasks = {ALL: _by_setting(rows, settings)}
     if len({row.task for row in rows}) > 1:
@@ -97,7 +97,7 @@ def summarise(rows: Sequence[Row]) -> Summary:
     groups = {}
     for name in names:
         some = [row for row in rows if name in row.groups]
-        if 1 < len({row.groups[name] for row in some}) <= MOST_GROUPS:
+        if 1 < len({row.groups[name] for row in some}) <= MAX_GROUPS:
             groups[name] = _by(some, [row.groups[name] for row in some], settings)
     errors: dict[str, int] = defaultdict(int)
     for row in rows:
@@ -119,11 +119,11 @@ def _by(
     parts: dict[str, list[Row]] = defaultdict(list)
     for row, name in zip(rows, names, strict=True):
         parts[name].append(row)
-    return {name: _by_setting(parts[name], settings) for name in sorted(parts, key=_in_order)}
+    return {name: _by_setting(parts[name], settings) for name in sorted(parts, key=_numeric_key)}
 
 
-def _in_order(name: str) -> tuple[float, str]:
-    """Numbers by their size."""
+def _numeric_key(name: str) -> tuple[float, str]:
+    """Sort key: numbers by value, then texts."""
     try:
         return float(name), ""
     except ValueError:
@@ -172,21 +172,21 @@ def _relative(rows: Sequence[Row], base: Sequence[Row]) -> Estimate | None:
     return paired_ratio(right, [known[row.id] for row in paired], [row.clip for row in paired])
 
 
-def _audio_share(tokens: Sequence[Tokens]) -> float | None:
+def _audio_share(tokens: Sequence[TokenCounts]) -> float | None:
     return _mean([t.audio_kept / t.av_kept for t in tokens if t.av_kept and t.audio_full])
 
 
 def _guesses(rows: Sequence[Row]) -> dict[str, float]:
-    """Shares for those who guess at every one of the questions."""
+    """Accuracies of the guessers that have a guess for every question."""
     names = [name for name in rows[0].guesses if all(name in row.guesses for row in rows)]
     return {name: float(np.mean([row.guesses[name] for row in rows])) for name in names}
 
 
-def _where(rows: Sequence[Row]) -> Where | None:
+def _where(rows: Sequence[Row]) -> PlacementShares | None:
     found = [row.placement for row in rows if row.placement is not None and row.placement.kept]
     if not found:
         return None
-    return Where(
+    return PlacementShares(
         then=float(np.mean([p.kept_then / p.kept for p in found])),
         then_chance=float(np.mean([p.full_then / p.full for p in found])),
         evidence=float(np.mean([p.kept_evidence / p.kept for p in found])),

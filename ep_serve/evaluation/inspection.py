@@ -1,4 +1,4 @@
-"""`ep-serve inspect`: ask about a clip, and show which of its tokens survived.
+"""`ep-serve inspect`: write a page that shows which tokens of a clip are kept for a question.
 
 The page holds everything it shows. Tokens are drawn by the gateway's playground: its style sheet
 and its modules are put into the page as they are, so that both look and work alike.
@@ -23,23 +23,23 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ep_serve.evaluation.client import NoAnswerError, Server, media_type
+from ep_serve.evaluation.client import RequestError, Server, media_type
 from ep_serve.evaluation.errors import EvaluationError
 from ep_serve.evaluation.evidence import kept_mask
 from ep_serve.media import MediaLimits, SamplingRule, decode_clip, decode_image, decode_sound
 
 FRAME_WIDTH = 336
-"""Pixels of an embedded frame; the page draws it no wider."""
+"""Width in pixels of embedded frames."""
 FRAME_QUALITY = 80
 SAMPLE_RATE = 16_000
-MOST_PLAYED = 16 * 2**20
-"""Bytes of a clip up to which the page can also play it."""
+MAX_PLAYED_BYTES = 16 * 2**20
+"""Maximum bytes of a clip that is embedded to be played."""
 LIMITS = MediaLimits(timeout_s=60)
 ROUNDING = 1e-6
-"""By how much a rate is raised, so that it asks for no frame less than it was computed from."""
+"""Relative increase of the frame rate, against rounding to one frame less."""
 
 MODULES = ("card", "dom", "figures", "heat", "overlay", "selection", "tables", "timeline")
-"""Modules of the playground that draw."""
+"""Modules of the playground that the page uses."""
 _IMPORT = re.compile(r'from "\./(\w+\.js)"')
 
 Selection = list[dict[str, Any]]
@@ -47,7 +47,7 @@ Selection = list[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A question and what became of it, in the words of the playground's cards.
+    """One completion, with the field names of the playground's cards.
 
     `number` is that of question and server; the keep ratio is chosen on the page.
     """
@@ -72,8 +72,8 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What the page shows of the clip itself.
+class ClipPreview:
+    """Decoded frames and audio of the clip.
 
     Attributes:
         times: Seconds of the pictures.
@@ -95,34 +95,36 @@ def inspect(
     *,
     max_tokens: int,
 ) -> None:
-    """Ask every question at every keep ratio and write the page.
+    """Request every question at every keep ratio, and write the page.
 
     Raises:
-        EvaluationError: A server does not answer, or does not tell what it kept.
+        EvaluationError: A request failed, or a server does not return the selection.
         MediaError: The clip cannot be read.
     """
     cards = [(question, server) for question in questions for server in servers]
     jobs = [(number, *card, r) for number, card in enumerate(cards, start=1) for r in keep_ratios]
-    runs = [_ask(clip, max_tokens, *job) for job in tqdm(jobs, "asking")]
-    seen = look(clip.read_bytes(), media_type(clip), runs[0].selection[0])
+    runs = [_request_run(clip, max_tokens, *job) for job in tqdm(jobs, "asking")]
+    preview = build_preview(clip.read_bytes(), media_type(clip), runs[0].selection[0])
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page(clip, seen, runs), encoding="utf-8")
+    target.write_text(page(clip, preview, runs), encoding="utf-8")
 
 
-def _ask(
+def _request_run(
     clip: Path, max_tokens: int, number: int, question: str, server: Server, ratio: float
 ) -> Run:
     try:
-        answer = server.ask([clip], question, ratio, max_tokens=max_tokens, selection=True)
-    except NoAnswerError as error:
+        answer = server.complete([clip], question, ratio, max_tokens=max_tokens, selection=True)
+    except RequestError as error:
         raise EvaluationError(f"{server.url}: {error}") from None
     if not (answer.reduction or {}).get("selection"):
-        raise EvaluationError(f"{server.url} does not tell which tokens it kept (return_selection)")
+        raise EvaluationError(
+            f"{server.url} does not return which tokens it kept (return_selection)"
+        )
     return Run(number, question, ratio, server.name, answer.text, answer.seconds, answer.usage)
 
 
-def look(data: bytes, mime: str, medium: dict[str, Any]) -> Seen:
-    """Decode what the page shows; frames and sound are those that the engine looked at.
+def build_preview(data: bytes, mime: str, medium: dict[str, Any]) -> ClipPreview:
+    """Decode the frames and audio that the engine processed.
 
     Args:
         data: The file.
@@ -131,15 +133,15 @@ def look(data: bytes, mime: str, medium: dict[str, Any]) -> Seen:
     """
     kind = mime.split("/")[0]
     if kind == "image":
-        return Seen([0.0], [_jpeg(np.asarray(decode_image(data, LIMITS)))], [])
+        return ClipPreview([0.0], [_jpeg(np.asarray(decode_image(data, LIMITS)))], [])
     if kind == "audio":
-        return Seen([], [], _peaks(decode_sound(data, LIMITS), medium))
+        return ClipPreview([], [], _peaks(decode_sound(data, LIMITS), medium))
     each = medium["video"]["seconds_per_step"]
     found = decode_clip(data, SamplingRule(fps=2 / each * (1 + ROUNDING)), LIMITS)
     count = len(found.frames)
     times = [i * found.duration_s / max(1, count - 1) for i in range(0, count, 2)]
     peaks = [] if found.sound is None else _peaks(found.sound, medium)
-    return Seen(times, [_jpeg(frame) for frame in found.frames[::2]], peaks)
+    return ClipPreview(times, [_jpeg(frame) for frame in found.frames[::2]], peaks)
 
 
 def _peaks(sound: np.ndarray, medium: dict[str, Any]) -> list[float]:
@@ -164,7 +166,7 @@ def _data_url(mime: str, data: bytes) -> str:
     return f"data:{mime};base64,{base64.b64encode(data).decode()}"
 
 
-def page(clip: Path, seen: Seen, runs: Sequence[Run]) -> str:
+def page(clip: Path, preview: ClipPreview, runs: Sequence[Run]) -> str:
     """The HTML."""
     own = resources.files(__package__).joinpath("page")
     drawing = resources.files("ep_serve").joinpath("gateway", "playground", "page")
@@ -172,7 +174,7 @@ def page(clip: Path, seen: Seen, runs: Sequence[Run]) -> str:
     scripts = {
         f"{name}.js": _module(drawing.joinpath(f"{name}.js").read_text("utf-8")) for name in MODULES
     }
-    data = {"name": clip.name, **asdict(seen), "runs": [asdict(run) for run in runs]}
+    data = {"name": clip.name, **asdict(preview), "runs": [asdict(run) for run in runs]}
     style = drawing.joinpath("style.css").read_text("utf-8")
     return Template(own.joinpath("inspect.html").read_text("utf-8")).substitute(
         name=html.escape(clip.name),
@@ -180,20 +182,20 @@ def page(clip: Path, seen: Seen, runs: Sequence[Run]) -> str:
         player=_player(clip),
         ratios="".join(_choice(ratio, ratio == ratios[0]) for ratio in ratios),
         answers=_answers(runs),
-        shared=_shared(runs),
+        shared=_selection_overlap(runs),
         imports=_json({"imports": scripts}),
         data=_json(data),
-        script=_bare(own.joinpath("inspect.js").read_text("utf-8")),
+        script=_use_bare_imports(own.joinpath("inspect.js").read_text("utf-8")),
     )
 
 
-def _bare(code: str) -> str:
-    """Imports by name alone, which an import map leads to what is in the page."""
+def _use_bare_imports(code: str) -> str:
+    """Rewrite relative imports to bare names, which the page's import map resolves."""
     return _IMPORT.sub(r'from "\1"', code)
 
 
 def _module(code: str) -> str:
-    return _data_url("text/javascript", _bare(code).encode())
+    return _data_url("text/javascript", _use_bare_imports(code).encode())
 
 
 def _json(value: Any) -> str:
@@ -204,7 +206,7 @@ def _json(value: Any) -> str:
 def _player(clip: Path) -> str:
     mime = media_type(clip)
     kind, name = mime.split("/")[0], html.escape(clip.name, quote=True)
-    if clip.stat().st_size > MOST_PLAYED:
+    if clip.stat().st_size > MAX_PLAYED_BYTES:
         return '<p class="hint">The clip is too large to be played from this page.</p>'
     url = _data_url(mime, clip.read_bytes())
     if kind == "image":
@@ -221,12 +223,18 @@ def _choice(ratio: float, checked: bool) -> str:
 
 
 def _answers(runs: Sequence[Run]) -> str:
-    """All answers as a table, also for those without scripts."""
+    """All answers as a table, also without scripts."""
     several = len({run.server for run in runs}) > 1
     kinds = [
         k for k in ("video", "audio", "image") if any(run.reduction[k]["full"] for run in runs)
     ]
-    heads = ["Question", *(["Server"] if several else []), "Keep ratio", "Answer", "Tokens kept"]
+    heads = [
+        "Question",
+        *(["Server"] if several else []),
+        "Keep ratio",
+        "Answer",
+        "Tokens kept",
+    ]
     heads += [*(kind.capitalize() for kind in kinds), "Sound among kept", "Seconds"]
     rows = []
     for run in runs:
@@ -247,8 +255,8 @@ def _answers(runs: Sequence[Run]) -> str:
     )
 
 
-def _shared(runs: Sequence[Run]) -> str:
-    """How much of what was kept for one question was kept for the next one too."""
+def _selection_overlap(runs: Sequence[Run]) -> str:
+    """Share of the tokens kept for the first question that the second one keeps too."""
     first = runs[0]
     parts = []
     for ratio in dict.fromkeys(run.ratio for run in runs):

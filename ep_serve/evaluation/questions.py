@@ -1,4 +1,4 @@
-"""A benchmark as a file: one question a line. The README of this room describes the format."""
+"""A benchmark as a file: one question a line. The README of this package describes the format."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from ep_serve.evaluation.errors import EvaluationError
 
 _LETTER = re.compile(r"[A-Z]")
-CHOOSE = "Answer with the letter of the right option."
-"""What is said below the options of a question that has some."""
+CHOICE_INSTRUCTION = "Answer with the letter of the right option."
+"""Instruction below the options of a multiple-choice question."""
 
 Span = tuple[float, float]
 Text = Annotated[str, Field(min_length=1)]
@@ -31,7 +31,7 @@ def _as_text(value: Any) -> Any:
 
 
 class Evidence(BaseModel):
-    """When an answer can be seen and heard, in seconds of the first medium: (from, to)."""
+    """Spans (start, end) of the evidence of an answer, in seconds of the first medium."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -40,22 +40,22 @@ class Evidence(BaseModel):
 
     @property
     def spans(self) -> list[Span]:
-        """All of them, of either kind."""
+        """All spans of both modalities."""
         return [*self.video, *self.audio]
 
 
 class Meta(BaseModel):
-    """What else is known of a question; single values beside these are reported as groups."""
+    """Metadata of a question; other scalar values are reported as groups."""
 
     model_config = ConfigDict(extra="allow")
 
     evidence: Evidence | None = None
     guesses: dict[str, str] = {}
-    """What somebody who lacks something would answer: {what is missing: answer}."""
+    """{missing modality: answer of a guesser without it}."""
 
     @property
     def groups(self) -> dict[str, str]:
-        """The single values, to tell questions apart by."""
+        """The scalar values, by which questions are grouped."""
         extra = self.model_extra or {}
         return {name: str(v) for name, v in extra.items() if isinstance(v, str | int | float)}
 
@@ -64,13 +64,13 @@ class Question(BaseModel):
     """One line of a benchmark.
 
     Attributes:
-        id: Not that of any other line.
+        id: Unique identifier.
         media: Files, as paths below the benchmark's folder of media.
-        question: What is asked.
+        question: Text of the question.
         answer: The right answer: a text, or the letter or the text of an option.
         options: {letter: text} of a multiple-choice question.
-        task: What kind of question it is.
-        meta: Whatever else is known.
+        task: Kind of question.
+        meta: Other metadata.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -100,15 +100,15 @@ class Question(BaseModel):
 
     @property
     def prompt(self) -> str:
-        """What the model reads."""
+        """The prompt: question and options."""
         if not self.options:
             return self.question
         lines = [f"{letter}. {text}" for letter, text in sorted(self.options.items())]
-        return "\n".join([self.question, *lines, CHOOSE])
+        return "\n".join([self.question, *lines, CHOICE_INSTRUCTION])
 
     @property
     def digest(self) -> str:
-        """Differs where the same id asks something else."""
+        """Hash of the content, to detect changed questions with the same id."""
         asked = json.dumps([self.media, self.prompt, self.answer])
         return hashlib.sha256(asked.encode()).hexdigest()[:12]
 
@@ -117,7 +117,7 @@ def read_questions(path: Path) -> list[Question]:
     """Read a benchmark.
 
     Raises:
-        EvaluationError: A line that is no question; the message names line and field.
+        EvaluationError: A line is invalid; the message names line and field.
         OSError: The file cannot be read.
     """
     questions = []
@@ -138,7 +138,7 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
-def missing_media(questions: Sequence[Question], folder: Path) -> list[Path]:
-    """Files that questions name and that are not there."""
+def find_missing_media(questions: Sequence[Question], folder: Path) -> list[Path]:
+    """Media files of the questions that do not exist."""
     named = dict.fromkeys(name for question in questions for name in question.media)
     return [folder / name for name in named if not (folder / name).is_file()]

@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs nothing else, and the same figures as JSON."""
+"""Write the report: a self-contained HTML page, and the figures as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from ep_serve.evaluation.chart import chart
 from ep_serve.evaluation.errors import EvaluationError
-from ep_serve.evaluation.figures import ALL, Figures, Setting, Summary, Where, summarise
+from ep_serve.evaluation.figures import ALL, Figures, PlacementShares, Setting, Summary, summarise
 from ep_serve.evaluation.results import Row
 from ep_serve.evaluation.statistics import RESAMPLES, Estimate
 
@@ -41,7 +41,7 @@ def write(rows: Sequence[Row], folder: Path) -> Path:
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
-    """All figures as plain values; a list entry for each server and keep ratio."""
+    """All figures as JSON values; a list entry for each server and keep ratio."""
 
     def entries(figures: Mapping[Setting, Figures]) -> list[dict[str, Any]]:
         return [
@@ -132,7 +132,7 @@ def _by_name(
     *,
     guesses: bool = True,
 ) -> str:
-    """A column for each task or group, a row for each setting, and the guesses below."""
+    """A table with a column for each task or group, and a row for each setting and guesser."""
     heads = ["server", "keep ratio", *figures]
     rows = [
         [
@@ -153,7 +153,7 @@ def _by_name(
 
 
 def _placement(summary: Summary) -> str:
-    """Where the kept tokens lie, task by task; nothing if nobody asked."""
+    """Where the kept tokens lie, by task; empty without selections."""
     heads = [
         *("task", "server", "keep ratio", "questions"),
         *("in the asked seconds, %", "by chance", "times chance"),
@@ -175,7 +175,7 @@ def _placement(summary: Summary) -> str:
     return _html_table("Where the kept tokens lie", heads, rows, note)
 
 
-def _where(found: Where) -> list[str]:
+def _where(found: PlacementShares) -> list[str]:
     cells = [str(found.questions)]
     for share, chance in (
         (found.then, found.then_chance),
@@ -192,17 +192,17 @@ def _groups(summary: Summary) -> list[str]:
         rows = [
             [value, str(next(iter(figures.values())).answers)]
             + [_accuracy(figures[s]) if s in figures else NONE for s in summary.settings]
-            + [_guess(guess)(next(iter(figures.values()))) for guess in _named(values)]
+            + [_guess(guess)(next(iter(figures.values()))) for guess in _guess_names(values)]
             for value, figures in values.items()
         ]
         heads = [name, "answers", *(f"{server}, {ratio:g}" for server, ratio in summary.settings)]
-        heads += [f"guess {guess}" for guess in _named(values)]
+        heads += [f"guess {guess}" for guess in _guess_names(values)]
         parts.append(_html_table(f"Accuracy by {name}, %", heads, rows))
     return parts
 
 
-def _named(values: ByName) -> list[str]:
-    """All who guess."""
+def _guess_names(values: ByName) -> list[str]:
+    """Names of all guessers."""
     every = (one for figures in values.values() for one in figures.values())
     return list(dict.fromkeys(name for one in every for name in one.guesses))
 

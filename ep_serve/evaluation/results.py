@@ -1,4 +1,4 @@
-"""What came of the questions: a line for each answer, appended as it arrives."""
+"""Results of an evaluation: a JSONL file, appended to as answers arrive."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Key = tuple[str, float, str]
 """Server, keep ratio and the question's id."""
 
 
-class Tokens(BaseModel):
-    """What `usage.reduction` says: prompt tokens, AV tokens and those of sound."""
+class TokenCounts(BaseModel):
+    """Token counts of `usage.reduction`: prompt, AV and audio tokens."""
 
     prompt_full: int
     prompt_kept: int
@@ -30,7 +30,7 @@ class Tokens(BaseModel):
     audio_kept: int
 
     @classmethod
-    def read(cls, reduction: dict[str, Any]) -> Self:
+    def from_reduction(cls, reduction: dict[str, Any]) -> Self:
         return cls(
             prompt_full=reduction["prompt_tokens_full"],
             prompt_kept=reduction["prompt_tokens_reduced"],
@@ -45,15 +45,15 @@ class Row(BaseModel):
     """One question, asked of one server at one keep ratio.
 
     Attributes:
-        clip: The first medium: answers about the same clip are not independent.
-        digest: Of what was asked, see `Question.digest`.
-        guesses: {who guesses: probability that they are right}.
-        groups: What questions can be told apart by, beside their task.
-        right: None where no answer came.
-        error: Why none came.
+        clip: The first medium, by which the bootstrap resamples.
+        digest: See `Question.digest`.
+        guesses: {guesser: probability that it is right}.
+        groups: {name: value}, by which the report groups questions.
+        right: None if the request failed.
+        error: Why the request failed.
         seconds: From sending the request to the whole answer.
         tokens: None from servers without a reduction.
-        placement: Where the kept tokens lie; None where it was not asked for or is not known.
+        placement: Where the kept tokens lie; None if not requested or not known.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -72,7 +72,7 @@ class Row(BaseModel):
     right: bool | None = None
     error: str | None = None
     seconds: float | None = None
-    tokens: Tokens | None = None
+    tokens: TokenCounts | None = None
     placement: Placement | None = None
 
     @property
@@ -81,9 +81,9 @@ class Row(BaseModel):
 
 
 def read_rows(paths: Iterable[Path]) -> list[Row]:
-    """Rows of files, or of folders that hold `results.jsonl`; of rows with one key the last.
+    """Rows of files, or of folders that hold `results.jsonl`; the last row of each key counts.
 
-    A last line without its end is left out: whatever wrote it was stopped.
+    An incomplete last line is ignored: its writer was interrupted.
 
     Raises:
         EvaluationError: Another line is not a result.
@@ -104,11 +104,11 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
     return list(rows.values())
 
 
-class Book:
-    """A file of rows that one process at a time appends to.
+class ResultsWriter:
+    """Appends rows to a file, exclusively.
 
     Raises:
-        EvaluationError: Another process writes to it.
+        EvaluationError: Another process is writing to the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -126,7 +126,7 @@ class Book:
         written = self._file.read()
         self._file.truncate(written.rfind(b"\n") + 1)
 
-    def add(self, row: Row) -> None:
+    def append(self, row: Row) -> None:
         """Append a row; it is on disk when this returns."""
         self._file.write(row.model_dump_json(exclude_defaults=True).encode() + b"\n")
         self._file.flush()

@@ -1,4 +1,4 @@
-"""Asking every question of every server at every keep ratio, and going on after a stop."""
+"""Run all questions on all servers at all keep ratios, resumably."""
 
 from __future__ import annotations
 
@@ -9,27 +9,34 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ep_serve.evaluation.client import NoAnswerError, Server
+from ep_serve.evaluation.client import RequestError, Server
 from ep_serve.evaluation.errors import EvaluationError
-from ep_serve.evaluation.evidence import place
-from ep_serve.evaluation.marking import is_right
-from ep_serve.evaluation.questions import Question, missing_media
-from ep_serve.evaluation.results import RESULTS_NAME, Book, Key, Row, Tokens, read_rows
+from ep_serve.evaluation.evidence import count_placement
+from ep_serve.evaluation.grading import is_correct
+from ep_serve.evaluation.questions import Question, find_missing_media
+from ep_serve.evaluation.results import (
+    RESULTS_NAME,
+    Key,
+    ResultsWriter,
+    Row,
+    TokenCounts,
+    read_rows,
+)
 
-MOST_FAILURES = 12
-"""Failures one after the other that stop a run: the server is gone, or no question can work."""
+MAX_CONSECUTIVE_FAILURES = 12
+"""Consecutive failures after which a run stops."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How questions are asked.
+    """Options of a run.
 
     Attributes:
-        media: Folder from which their paths start.
-        keep_ratios: Each question is asked at each of them.
+        media: Folder of the media paths.
+        keep_ratios: Keep ratios of every question.
         concurrency: Requests at a time.
-        max_tokens: Of an answer.
-        selection: Also ask which tokens were kept.
+        max_tokens: Maximum tokens of an answer.
+        selection: Also request which tokens were kept.
     """
 
     media: Path
@@ -53,30 +60,30 @@ class Job:
 
 
 def run(questions: Sequence[Question], servers: Sequence[Server], plan: Plan, folder: Path) -> None:
-    """Ask what `folder` does not hold the answer to yet, and write it to `results.jsonl` there.
+    """Run the questions without a result in `folder`, and append to its `results.jsonl`.
 
-    What failed in an earlier run is asked again.
+    Failed questions of earlier runs are retried.
 
     Raises:
-        EvaluationError: A file is missing, a server refuses everything, or one failure follows the
-            other. What was answered until then stays.
+        EvaluationError: A file is missing, a server refuses all requests, or too many requests
+            failed in a row. Results until then are kept.
     """
-    if absent := missing_media(questions, plan.media):
+    if absent := find_missing_media(questions, plan.media):
         raise EvaluationError(f"{len(absent)} files are missing, the first is {absent[0]}")
     path = folder / RESULTS_NAME
-    with Book(path) as book:
+    with ResultsWriter(path) as writer:
         known = {row.key: row for row in read_rows([path])}
         jobs = list(_jobs(questions, servers, plan))
         open_jobs = [job for job in jobs if not _is_done(job, known.get(job.key), plan)]
         bar = tqdm(total=len(jobs), initial=len(jobs) - len(open_jobs), desc="eval", unit="answer")
         with bar:
-            _ask_all(open_jobs, plan, book, bar)
+            _run_jobs(open_jobs, plan, writer, bar)
 
 
 def _jobs(questions: Sequence[Question], servers: Sequence[Server], plan: Plan) -> Iterator[Job]:
-    """Server by server; all that is asked about a clip together, so that it is decoded once.
+    """All jobs by server, those of a clip consecutively so that it is decoded once.
 
-    Whoever comes first pays for the decoding: that is another keep ratio for each question.
+    The first request of a clip includes decoding, so the first keep ratio rotates.
     """
     for server in servers:
         for number, question in enumerate(questions):
@@ -88,29 +95,33 @@ def _jobs(questions: Sequence[Question], servers: Sequence[Server], plan: Plan) 
 def _is_done(job: Job, row: Row | None, plan: Plan) -> bool:
     if row is None or row.error is not None or row.digest != job.question.digest:
         return False
-    wanted = plan.selection and job.question.meta.evidence is not None and row.tokens is not None
-    return row.placement is not None or not wanted
+    needs_placement = (
+        plan.selection and job.question.meta.evidence is not None and row.tokens is not None
+    )
+    return row.placement is not None or not needs_placement
 
 
-def _ask_all(jobs: Sequence[Job], plan: Plan, book: Book, bar: tqdm[None]) -> None:
-    in_a_row = failures = 0
+def _run_jobs(jobs: Sequence[Job], plan: Plan, writer: ResultsWriter, bar: tqdm[None]) -> None:
+    consecutive = failures = 0
     pool = ThreadPoolExecutor(plan.concurrency)
     try:
-        for future in as_completed([pool.submit(_ask, job, plan) for job in jobs]):
+        for future in as_completed([pool.submit(_run_job, job, plan) for job in jobs]):
             row = future.result()
-            book.add(row)
+            writer.append(row)
             bar.update()
-            in_a_row = in_a_row + 1 if row.error else 0
+            consecutive = consecutive + 1 if row.error else 0
             failures += row.error is not None
             if failures:
                 bar.set_postfix(failed=failures)
-            if in_a_row >= MOST_FAILURES:
-                raise EvaluationError(f"{in_a_row} requests failed in a row, the last: {row.error}")
+            if consecutive >= MAX_CONSECUTIVE_FAILURES:
+                raise EvaluationError(
+                    f"{consecutive} requests failed in a row, the last: {row.error}"
+                )
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _ask(job: Job, plan: Plan) -> Row:
+def _run_job(job: Job, plan: Plan) -> Row:
     question = job.question
     row = Row(
         server=job.server.name,
@@ -126,31 +137,31 @@ def _ask(job: Job, plan: Plan) -> Row:
     )
     evidence = question.meta.evidence if plan.selection else None
     try:
-        answer = job.server.ask(
+        answer = job.server.complete(
             [plan.media / name for name in question.media],
             question.prompt,
             job.keep_ratio,
             max_tokens=plan.max_tokens,
             selection=evidence is not None,
         )
-    except NoAnswerError as error:
-        if error.hopeless:
+    except RequestError as error:
+        if error.is_fatal:
             raise EvaluationError(f"{job.server.url}: {error}") from None
         return row.model_copy(update={"error": str(error)})
     row.got = answer.text
-    row.right = is_right(answer.text, question.right, question.options)
+    row.right = is_correct(answer.text, question.right, question.options)
     row.seconds = round(answer.seconds, 4)
     if answer.reduction:
-        row.tokens = Tokens.read(answer.reduction)
+        row.tokens = TokenCounts.from_reduction(answer.reduction)
         if evidence and "selection" in answer.reduction:
-            row.placement = place(answer.reduction["selection"], evidence)
+            row.placement = count_placement(answer.reduction["selection"], evidence)
     return row
 
 
 def _guesses(question: Question) -> dict[str, float]:
-    """Who guesses, and how likely they are right."""
+    """{guesser: probability that it is right}."""
     guesses = {
-        f"without {missing}": float(is_right(guess, question.right, question.options))
+        f"without {missing}": float(is_correct(guess, question.right, question.options))
         for missing, guess in question.meta.guesses.items()
     }
     if question.options:

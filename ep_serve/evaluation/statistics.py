@@ -24,10 +24,10 @@ class Estimate:
 
 
 def wilson(right: int, count: int) -> Estimate:
-    """A share with Wilson's score interval (Wilson 1927): it holds near 0 and 1, and for few.
+    """A share with Wilson's score interval (Wilson 1927), valid near 0 and 1 and for few samples.
 
     Raises:
-        ValueError: Nothing was counted, or more was right than there was.
+        ValueError: `count` is 0, or `right` is not from 0 to `count`.
     """
     if not 0 <= right <= count or count == 0:
         raise ValueError(f"right must be from 0 to count, and count above 0: {right} of {count}")

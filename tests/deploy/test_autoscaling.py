@@ -84,7 +84,7 @@ def series(rendered: Rendered) -> Iterator[Object]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class RequiredMetric:
     """A metric of an HPA, as the adapter looks for it."""
 
     metric: str
@@ -103,20 +103,20 @@ class Asked:
         return text.replace("<<.LabelMatchers>>", matchers).replace("<<.GroupBy>>", self.resource)
 
 
-def asked(rendered: Rendered) -> Iterator[Asked]:
+def required_metrics(rendered: Rendered) -> Iterator[RequiredMetric]:
     pods = tuple(t.labels["pod"] for t in targets(rendered) if t.component == "engine")
     for metric in rendered.get("HorizontalPodAutoscaler", "engine-a")["spec"]["metrics"]:
         source = metric[metric["type"].lower()]
         described = source.get("describedObject")
         names = (described["name"],) if described else pods
         resource = described["kind"].lower() if described else "pod"
-        yield Asked(source["metric"]["name"], resource, names)
+        yield RequiredMetric(source["metric"]["name"], resource, names)
 
 
-def test_the_adapter_finds_an_object_for_every_metric_that_the_hpa_asks_for() -> None:
+def test_the_adapter_has_an_object_for_every_metric_of_the_hpa() -> None:
     rendered = scaled("hpa")
     services = {item["metadata"]["name"] for item in rendered.all("Service")}
-    for item in asked(rendered):
+    for item in required_metrics(rendered):
         overrides = item.rule["resources"]["overrides"]
         assert overrides[item.resource] == {"resource": item.resource}
         labels = set(re.findall(r'(\w+)!=""', item.rule["seriesQuery"]))
@@ -128,8 +128,8 @@ def test_the_adapter_finds_an_object_for_every_metric_that_the_hpa_asks_for() ->
         assert item.resource != "service" or set(item.names) <= services
 
 
-def test_the_page_has_no_rule_that_nobody_asks_for() -> None:
-    assert adapter_rules().keys() == {item.metric for item in asked(scaled("hpa"))}
+def test_the_page_has_no_unexpected_rule() -> None:
+    assert adapter_rules().keys() == {item.metric for item in required_metrics(scaled("hpa"))}
 
 
 @pytest.mark.skipif(
@@ -147,7 +147,7 @@ def test_prometheus_answers_autoscalers_with_what_pods_export(tmp_path: Path) ->
     expected = [(waiting, [("{}", requests + queued)]), (cache_use, [("{}", 0.5)])]
     each = {"vllm_num_requests": requests / PODS, "vllm_kv_cache_usage_perc": 0.5,
             "ep_serve_gateway_queued": queued}  # fmt: skip
-    for item in asked(scaled("hpa")):
+    for item in required_metrics(scaled("hpa")):
         found = [(f'{{{item.resource}="{name}"}}', each[item.metric]) for name in item.names]
         expected.append((item.query, found))
         expected.append((f"count({item.rule['seriesQuery']})", [("{}", PODS)]))

@@ -34,7 +34,7 @@ def test_an_image_runs_as_a_user_with_an_entry_in_passwd(final: Stage) -> None:
     assert any("useradd --uid 10001" in item.text for item in final.all("RUN"))
 
 
-def test_an_image_says_how_it_is(final: Stage) -> None:
+def test_an_image_has_a_health_check_and_labels(final: Stage) -> None:
     command = final.last("HEALTHCHECK").text
     assert "/health" in command
     labels = " ".join(item.text for item in final.all("LABEL"))
@@ -84,7 +84,7 @@ def test_a_lock_pins_every_package_and_names_no_address(lock: Path) -> None:
     ("lock", "extras"),
     [("gateway", ["gateway", "tracing"]), ("engine-cpu", ["engine", "cpu"])],
 )
-def test_a_lock_holds_what_the_project_asks_for(lock: str, extras: list[str]) -> None:
+def test_a_lock_matches_the_dependencies_of_the_project(lock: str, extras: list[str]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = [*project["dependencies"]]
     for extra in extras:

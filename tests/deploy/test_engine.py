@@ -36,7 +36,7 @@ def test_an_engine_serves_its_checkpoint_under_the_models_name() -> None:
     assert option(args, "port") == "8000"
 
 
-def test_what_is_null_is_left_to_the_program() -> None:
+def test_null_values_keep_the_default_of_the_program() -> None:
     assert not [word for word in container()["args"] if "keep-ratio" in word or "fps" in word]
 
 
@@ -98,7 +98,7 @@ def test_the_startup_probe_waits_for_the_weights(seconds: int) -> None:
     assert seconds <= waited < seconds + probe["periodSeconds"]
 
 
-def test_a_rollout_is_not_given_up_while_weights_load() -> None:
+def test_a_rollout_does_not_time_out_while_weights_load() -> None:
     spec = render(small(model={"startupSeconds": 3_600})).get("Deployment", ENGINE)["spec"]
     assert spec["progressDeadlineSeconds"] > 3_600
 
@@ -184,7 +184,7 @@ def test_a_model_cache_that_need_not_survive() -> None:
     assert "annotations" not in claim["metadata"]
 
 
-def test_a_claim_for_one_node_is_let_go_before_the_next_pod_takes_it() -> None:
+def test_a_single_node_claim_is_released_before_the_next_pod_starts() -> None:
     one = render(small(model={"modelCache": {"size": "1Gi"}}))
     assert one.get("Deployment", ENGINE)["spec"]["strategy"] == {"type": "Recreate"}
     shared = {"size": "1Gi", "accessModes": ["ReadWriteMany"]}
@@ -211,7 +211,7 @@ def test_what_an_engine_writes_goes_to_mounted_folders() -> None:
         assert found[name].startswith("/scratch")
 
 
-def test_an_engine_calls_nobody() -> None:
+def test_an_engine_does_not_use_the_network_on_its_own() -> None:
     found = environment(container())
     assert found["HF_HUB_OFFLINE"] == found["VLLM_NO_USAGE_STATS"] == "1"
     assert found["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
@@ -254,7 +254,7 @@ def test_pods_are_spread_where_that_is_possible() -> None:
     )
 
 
-def test_where_pods_go_can_be_said() -> None:
+def test_pod_placement_can_be_configured() -> None:
     pod = example("multi-tenant").pod("engine-omni-7b")
     assert pod["nodeSelector"] == {"pool": "large"}
     assert {"key": "pool", "value": "large", "effect": "NoSchedule"} in pod["tolerations"]

@@ -18,7 +18,7 @@ CONTAINERS = {
 
 
 @pytest.mark.parametrize("pod", PODS.values(), ids=PODS)
-def test_a_pod_is_what_the_restricted_standard_asks_for(pod: Object) -> None:
+def test_a_pod_meets_the_restricted_pod_security_standard(pod: Object) -> None:
     security = pod["securityContext"]
     assert security["runAsNonRoot"] is True
     assert security["runAsUser"] > 10_000
@@ -101,7 +101,7 @@ def test_a_long_release_name_still_gives_names_that_fit() -> None:
     assert max(len(item["metadata"]["name"]) for item in rendered.objects) <= 63
 
 
-def test_tests_ask_for_models_a_clip_and_a_stream() -> None:
+def test_tests_request_models_a_clip_and_a_stream() -> None:
     pods = example("multi-tenant").all("Pod")
     assert {pod["spec"]["containers"][0]["args"][0] for pod in pods} == {"models", "clip", "stream"}
     for pod in pods:

@@ -204,7 +204,7 @@ def components(peers: list[Object]) -> set[str]:
     return {p["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for p in peers}
 
 
-def test_every_pod_is_cut_off_first() -> None:
+def test_every_pod_denies_traffic_by_default() -> None:
     policy = gateway().get("NetworkPolicy", "deny")["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert "ingress" not in policy
@@ -287,7 +287,7 @@ def test_without_fetching_there_is_no_way_out() -> None:
     assert not egress_networks(example("air-gapped").get("NetworkPolicy", "gateway"))
 
 
-def test_the_gateways_doors() -> None:
+def test_the_gateways_ingress_rules() -> None:
     rules = gateway().get("NetworkPolicy", "gateway")["spec"]["ingress"]
     by_port = {rule["ports"][0]["port"]: rule for rule in rules}
     assert by_port.keys() == {8080, 8081}
@@ -304,7 +304,7 @@ def test_clients_and_prometheus_are_named() -> None:
     assert "namespaceSelector" in by_port[9090][0]
 
 
-def test_policies_can_be_left_to_somebody_else() -> None:
+def test_policies_can_be_disabled() -> None:
     assert not render(small(networkPolicy={"enabled": False})).all("NetworkPolicy")
 
 

@@ -65,21 +65,21 @@ def asked_for(query: str) -> set[str]:
 
 
 @pytest.mark.parametrize("file", DASHBOARDS, ids=lambda file: file.stem)
-def test_every_query_of_a_dashboard_asks_for_a_metric_that_exists(file: Path) -> None:
+def test_every_query_of_a_dashboard_uses_existing_metrics(file: Path) -> None:
     known = exported()
     missing = {name: asked_for(query) - known for name, query in queries(file).items()}
     assert not {name: absent for name, absent in missing.items() if absent}
     assert all(asked_for(query) for query in queries(file).values())
 
 
-def test_every_rule_asks_for_a_metric_that_exists() -> None:
+def test_every_rule_uses_existing_metrics() -> None:
     recorded = {rule["record"].split(":")[0] for rule in rules() if "record" in rule}
     for rule in rules():
         names = {name for name in asked_for(rule["expr"]) if name not in recorded}
         assert names - {"rel_ep_serve"} <= exported(), rule["expr"]
 
 
-def test_autoscalers_ask_for_metrics_that_exist() -> None:
+def test_autoscalers_use_existing_metrics() -> None:
     for trigger in example("replicas").get("ScaledObject", "engine-omni-3b")["spec"]["triggers"]:
         assert asked_for(trigger["metadata"]["query"]) <= exported()
 
@@ -125,7 +125,7 @@ def test_monitors_have_the_labels_that_prometheus_selects_by() -> None:
         assert labels["release"] == "kube-prometheus-stack"
 
 
-def test_the_alerts_cover_what_goes_wrong() -> None:
+def test_every_expected_alert_is_defined() -> None:
     assert {rule["alert"] for rule in ALERTS} == {
         "EpServeErrorBudgetBurn",
         "EpServeFirstTokenLate",

@@ -124,7 +124,7 @@ def test_the_digest_is_that_of_the_command_in_the_documentation(
     assert DIGEST_COMMAND in (CHART.parents[1] / "README.md").read_text()
 
 
-def test_a_wrong_checkpoint_is_thrown_away(server: FileServer, tmp_path: Path) -> None:
+def test_a_checkpoint_with_a_wrong_digest_is_deleted(server: FileServer, tmp_path: Path) -> None:
     done = fetch(server.url, tmp_path / "model", "0" * 64)
     assert done.returncode == 1
     assert f"the digest is {digest(FILES)}, expected {'0' * 64}" in done.stderr
@@ -146,7 +146,9 @@ def test_what_does_not_exist_is_not_asked_for_again(server: FileServer, tmp_path
 
 
 @pytest.mark.parametrize("name", ["../evil", "/evil"])
-def test_an_archive_cannot_write_elsewhere(name: str, server: FileServer, tmp_path: Path) -> None:
+def test_an_archive_cannot_write_outside_of_its_folder(
+    name: str, server: FileServer, tmp_path: Path
+) -> None:
     server.content = archive({name: b"x"})
     assert fetch(server.url, tmp_path / "model", digest({"evil": b"x"})).returncode in {0, 1}
     assert not (tmp_path / "evil").exists()

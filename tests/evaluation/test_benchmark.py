@@ -8,11 +8,11 @@ import pytest
 
 from ep_serve.evaluation import benchmark
 from ep_serve.evaluation.benchmark import LENGTHS, QUESTIONS_NAME, SUMMARY_NAME, Plan, make
-from ep_serve.evaluation.questions import missing_media, read_questions
+from ep_serve.evaluation.questions import find_missing_media, read_questions
 from ep_serve.media import MediaLimits, SamplingRule, decode_clip
 
 
-def test_a_benchmark_can_be_asked_and_is_made_again_as_it_was(
+def test_a_benchmark_can_be_run_and_is_reproducible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benchmark, "EXAMPLES", 40)
@@ -20,7 +20,7 @@ def test_a_benchmark_can_be_asked_and_is_made_again_as_it_was(
     written = (tmp_path / QUESTIONS_NAME).read_bytes()
     questions = read_questions(tmp_path / QUESTIONS_NAME)
     assert len(questions) == 6
-    assert missing_media(questions, tmp_path) == []
+    assert find_missing_media(questions, tmp_path) == []
     for name, seconds in zip(("00000", "00001"), LENGTHS, strict=False):
         data = (tmp_path / "clips" / f"{name}.mp4").read_bytes()
         clip = decode_clip(data, SamplingRule(), MediaLimits(timeout_s=60))
@@ -35,12 +35,12 @@ def test_a_benchmark_can_be_asked_and_is_made_again_as_it_was(
     assert (tmp_path / "clips" / "00001.mp4").read_bytes() == b"is there"
 
 
-def test_no_training_sees_its_scenes() -> None:
+def test_no_training_uses_its_scenes() -> None:
     assert Plan().scene(0).seed == 4_000_000
     assert Plan(seed=1).scene(0).seed > Plan().scene(benchmark.SEEDS_EACH - 1).seed
 
 
-def test_every_task_is_asked_about_as_often() -> None:
+def test_every_task_is_equally_frequent() -> None:
     plan = Plan()
     tasks = Counter(
         question.task for number in range(320) for question in plan.questions_about(number)
@@ -49,7 +49,7 @@ def test_every_task_is_asked_about_as_often() -> None:
     assert min(tasks.values()) > 0.8 * 1280 / len(benchmark.TASKS)
 
 
-def test_no_clip_is_asked_the_same_twice() -> None:
+def test_no_question_about_a_clip_is_repeated() -> None:
     texts = [question.text for question in Plan(questions=20).questions_about(0)]
     assert len(set(texts)) == len(texts) == 20
 

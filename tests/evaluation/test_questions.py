@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ep_serve.evaluation.errors import EvaluationError
-from ep_serve.evaluation.questions import CHOOSE, Question, read_questions
+from ep_serve.evaluation.questions import CHOICE_INSTRUCTION, Question, read_questions
 
 PLAIN = {"id": 7, "media": "a.mp4", "question": "What?", "answer": 3}
 CHOICE = {**PLAIN, "options": {"A": "a dog", "B": "a cat"}, "answer": "a cat"}
@@ -27,7 +27,7 @@ def test_the_shortest_line_is_enough(tmp_path: Path) -> None:
 
 def test_options_are_part_of_the_prompt(tmp_path: Path) -> None:
     (question,) = read(tmp_path, CHOICE)
-    assert question.prompt == f"What?\nA. a dog\nB. a cat\n{CHOOSE}"
+    assert question.prompt == f"What?\nA. a dog\nB. a cat\n{CHOICE_INSTRUCTION}"
     assert question.right == "B"
 
 

@@ -9,7 +9,7 @@ import pytest
 from ep_serve.evaluation.errors import EvaluationError
 from ep_serve.evaluation.evidence import Placement
 from ep_serve.evaluation.report import JSON_NAME, write
-from ep_serve.evaluation.results import Row, Tokens
+from ep_serve.evaluation.results import Row, TokenCounts
 from tests.evaluation import pages
 
 
@@ -29,7 +29,7 @@ def row(number: int, ratio: float, right: bool | None, server: str = "ours", **m
         groups={"seconds": str(4 + number // 4), "seed": str(number)},
         right=right,
         seconds=0.5,
-        tokens=Tokens(
+        tokens=TokenCounts(
             prompt_full=120,
             prompt_kept=kept + 20,
             av_full=100,
@@ -100,7 +100,7 @@ def test_only_questions_that_both_answered_are_compared(tmp_path: Path) -> None:
     assert (tenth["accuracy"]["value"], tenth["relative"]["value"]) == (0.5, 1.0)
 
 
-def test_where_tokens_lie_stands_beside_chance(tmp_path: Path) -> None:
+def test_placement_is_reported_with_its_expected_share(tmp_path: Path) -> None:
     page = pages.read(write(rows(), tmp_path))
     _, tenth = figures(tmp_path, "tasks", "all")
     assert tenth["where"] == {

@@ -11,7 +11,7 @@ from ep_serve.evaluation import run as running
 from ep_serve.evaluation.client import Server
 from ep_serve.evaluation.errors import EvaluationError
 from ep_serve.evaluation.questions import Question, read_questions
-from ep_serve.evaluation.results import RESULTS_NAME, Book, Row, read_rows
+from ep_serve.evaluation.results import RESULTS_NAME, ResultsWriter, Row, read_rows
 from ep_serve.evaluation.run import Plan, run
 from tests.evaluation.conftest import MakeData, lines
 from tests.evaluation.mock_server import MockServer
@@ -24,7 +24,7 @@ def questions(make_data: MakeData) -> list[Question]:
 
 @pytest.fixture
 def server(mock: MockServer) -> Iterator[Server]:
-    with closing(Server(mock.url, key="secret", name="ours", first_pause=0.001)) as server:
+    with closing(Server(mock.url, key="secret", name="ours", initial_backoff_s=0.001)) as server:
         yield server
 
 
@@ -32,7 +32,7 @@ def plan(folder: Path, *ratios: float, selection: bool = False) -> Plan:
     return Plan(folder, ratios or (1.0, 0.1), concurrency=2, selection=selection)
 
 
-def test_every_question_is_asked_at_every_keep_ratio(
+def test_every_question_is_run_at_every_keep_ratio(
     mock: MockServer, server: Server, questions: list[Question], tmp_path: Path
 ) -> None:
     mock.say = lambda question, ratio: "Red." if ratio == 1 else "blue"
@@ -45,7 +45,7 @@ def test_every_question_is_asked_at_every_keep_ratio(
     assert mock.keys == {"Bearer secret"}
 
 
-def test_a_request_is_what_the_api_wants(
+def test_a_request_follows_the_api(
     mock: MockServer, server: Server, questions: list[Question], tmp_path: Path
 ) -> None:
     run(questions[:1], [server], plan(tmp_path, 0.1), tmp_path)
@@ -80,7 +80,7 @@ def test_what_has_an_answer_is_not_asked_again(
     assert len(set(mock.asked)) == len(mock.asked) == 12
 
 
-def test_a_line_that_was_cut_off_is_asked_again(
+def test_a_truncated_line_is_run_again(
     mock: MockServer, server: Server, questions: list[Question], tmp_path: Path
 ) -> None:
     run(questions, [server], plan(tmp_path), tmp_path)
@@ -92,7 +92,7 @@ def test_a_line_that_was_cut_off_is_asked_again(
     assert len(read_rows([path])) == len(path.read_text().splitlines()) == 8
 
 
-def test_a_question_that_was_changed_is_asked_again(
+def test_a_changed_question_is_run_again(
     mock: MockServer, server: Server, make_data: MakeData, tmp_path: Path
 ) -> None:
     changed = lines()
@@ -104,7 +104,7 @@ def test_a_question_that_was_changed_is_asked_again(
     assert rows == {"q0": False, "q1": True, "q2": True, "q3": True}
 
 
-def test_a_busy_server_is_asked_until_it_has_time(
+def test_a_busy_server_is_retried(
     mock: MockServer, server: Server, questions: list[Question], tmp_path: Path
 ) -> None:
     mock.failures = [429, 503, 429]
@@ -112,7 +112,7 @@ def test_a_busy_server_is_asked_until_it_has_time(
     assert all(row.right for row in read_rows([tmp_path]))
 
 
-def test_an_error_is_neither_right_nor_wrong_and_is_asked_again(
+def test_an_error_is_neither_right_nor_wrong_and_is_retried(
     mock: MockServer, server: Server, questions: list[Question], tmp_path: Path
 ) -> None:
     mock.failures = [400]
@@ -138,20 +138,22 @@ def test_a_server_that_is_gone_stops_the_run(
 ) -> None:
     mock.failures = [500] * 100
     wanted = plan(tmp_path, *(r / 10 for r in range(1, 11)))
-    with pytest.raises(EvaluationError, match=f"{running.MOST_FAILURES} requests failed in a row"):
+    with pytest.raises(
+        EvaluationError, match=f"{running.MAX_CONSECUTIVE_FAILURES} requests failed in a row"
+    ):
         run(questions, [server], wanted, tmp_path)
     assert {row.error for row in read_rows([tmp_path])} == {"HTTP 500: not now"}
 
 
 def test_tries_have_an_end(questions: list[Question], tmp_path: Path) -> None:
-    with closing(Server("http://127.0.0.1:1", model="any", first_pause=0.0)) as server:
+    with closing(Server("http://127.0.0.1:1", model="any", initial_backoff_s=0.0)) as server:
         run(questions[:1], [server], plan(tmp_path, 1.0), tmp_path)
     (row,) = read_rows([tmp_path])
     assert row.error is not None
     assert row.error.startswith("ConnectError")
 
 
-def test_where_tokens_lie_is_asked_for_and_completed_later(
+def test_selections_are_requested_and_completed_later(
     mock: MockServer, server: Server, questions: list[Question], tmp_path: Path
 ) -> None:
     run(questions, [server], plan(tmp_path, 0.2), tmp_path)
@@ -162,7 +164,7 @@ def test_where_tokens_lie_is_asked_for_and_completed_later(
     assert all(found and found.kept_evidence == 12 + 10 for found in placements)
 
 
-def test_a_missing_file_is_named_before_anything_is_asked(
+def test_a_missing_file_is_named_before_any_request(
     mock: MockServer, server: Server, questions: list[Question], tmp_path: Path
 ) -> None:
     (tmp_path / "1.mp4").unlink()
@@ -173,17 +175,17 @@ def test_a_missing_file_is_named_before_anything_is_asked(
 
 def test_two_runs_do_not_write_to_one_file(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    with Book(path), pytest.raises(EvaluationError, match="another evaluation"):
-        Book(path)
+    with ResultsWriter(path), pytest.raises(EvaluationError, match="another evaluation"):
+        ResultsWriter(path)
 
 
 def test_the_last_of_two_rows_counts(tmp_path: Path) -> None:
     row = Row(
         server="a", keep_ratio=1, id="q", clip="c", digest="", task="t", question="?", answer="!"
     )
-    with Book(tmp_path / RESULTS_NAME) as book:
-        book.add(row.model_copy(update={"error": "no"}))
-        book.add(row.model_copy(update={"right": True}))
+    with ResultsWriter(tmp_path / RESULTS_NAME) as writer:
+        writer.append(row.model_copy(update={"error": "no"}))
+        writer.append(row.model_copy(update={"right": True}))
     (found,) = read_rows([tmp_path])
     assert found.right
 

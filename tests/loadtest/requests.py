@@ -10,7 +10,7 @@ from typing import Any
 from loadtest.driver import Driver, Recording
 from loadtest.measures import ServiceLevel, figures
 from loadtest.records import Answer, Load, Report, Run
-from loadtest.scenario import Ask, Request
+from loadtest.scenario import PlannedRequest, Request
 from tests.loadtest.mock_server import MockServer
 
 NO_LEVEL = ServiceLevel()
@@ -19,7 +19,10 @@ NO_LEVEL = ServiceLevel()
 def requests(count: int, **body: Any) -> list[Request]:
     """Requests whose body is nothing but `body`."""
     return [
-        Request(Ask(number, number, "What?", "new"), json.dumps({"model": "mock", **body}).encode())
+        Request(
+            PlannedRequest(number, number, "What?", "new"),
+            json.dumps({"model": "mock", **body}).encode(),
+        )
         for number in range(count)
     ]
 

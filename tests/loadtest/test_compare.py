@@ -45,7 +45,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
 
 
 @pytest.mark.parametrize(("above", "below"), [([], [1.0]), ([1.0], []), ([1.0], [0.0])])
-def test_there_is_no_ratio_of_nothing(above: list[float], below: list[float]) -> None:
+def test_a_ratio_needs_values_on_both_sides(above: list[float], below: list[float]) -> None:
     assert ratio(above, below) is None
 
 
@@ -64,7 +64,7 @@ def test_another_machine_is_named() -> None:
 
 def test_interrupted_runs_are_not_compared() -> None:
     cut = run("x", [whole(1.0)], interrupted=True)
-    assert "nothing was measured in both" in compare(report([cut]), report([cut]))
+    assert "no measurement in common" in compare(report([cut]), report([cut]))
 
 
 def test_gains_are_against_the_baseline_beside_their_bound() -> None:

@@ -65,7 +65,7 @@ def test_an_open_loop_sends_on_time_whatever_is_under_way(mock: MockServer) -> N
         ("short", "incomplete", ""),
     ],
 )
-def test_errors_and_incomplete_answers_are_told_apart(
+def test_errors_and_incomplete_answers_are_distinguished(
     mock: MockServer, mode: str, status: str, error: str
 ) -> None:
     mock.mode = mode  # type: ignore[assignment]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.kernels import TEXT, shares
+from loadtest.kernels import TEXT, shares_table
 from loadtest.shapes import EMBEDDED
 
 TOKENS = 64
@@ -45,4 +45,4 @@ def test_times_are_compared_with_the_full_prefill() -> None:
         "prefill 0.05": 3.0,
     }
     rows = [{"shape": "3b", "tokens": 4096, "stage": s, "ms": ms} for s, ms in times.items()]
-    assert "| 3b | 4096 | 0.1 | 0.100 | 0.020 | 0.080 | 0.200 | 5.00x |" in shares(rows)
+    assert "| 3b | 4096 | 0.1 | 0.100 | 0.020 | 0.080 | 0.200 | 5.00x |" in shares_table(rows)

@@ -2,21 +2,21 @@ from __future__ import annotations
 
 import pytest
 
-from loadtest.measures import ServiceLevel, figures, spread, stages
+from loadtest.measures import ServiceLevel, figures, stages, summarize
 from loadtest.records import Answer, Sample
 from tests.loadtest.requests import run, whole
 
 
 def test_percentiles_interpolate_linearly() -> None:
-    found = spread([float(n) for n in range(1, 101)])
+    found = summarize([float(n) for n in range(1, 101)])
     assert found is not None
     assert (found["p50"], found["p90"], found["p95"]) == pytest.approx((50.5, 90.1, 95.05))
     assert found["p99"] == pytest.approx(99.01)
     assert (found["min"], found["max"], found["count"]) == (1, 100, 100)
 
 
-def test_nothing_has_no_percentiles() -> None:
-    assert spread([]) is None
+def test_empty_values_have_no_percentiles() -> None:
+    assert summarize([]) is None
 
 
 def test_rates_count_whole_answers_only() -> None:
@@ -32,14 +32,14 @@ def test_rates_count_whole_answers_only() -> None:
     assert found["errors"] == {"http 500": 1}
 
 
-def test_gaps_of_all_answers_are_taken_together() -> None:
+def test_gaps_of_all_answers_are_pooled() -> None:
     found = figures(run(answers=[whole(1, 3, 0.1), whole(1, 5, 0.3)]), ServiceLevel())
     assert found["itl_s"]["count"] == 2 + 4
     assert found["tpot_s"]["p50"] == pytest.approx(0.2)
     assert found["itl_s"]["p50"] == pytest.approx(0.3)
 
 
-def test_goodput_counts_what_keeps_every_limit() -> None:
+def test_goodput_counts_requests_within_every_limit() -> None:
     level = ServiceLevel(ttft_s=1.5, tpot_s=0.2)
     answers = [whole(1.0, gap=0.1), whole(2.0, gap=0.1), whole(1.0, gap=0.3)]
     answers.append(Answer(number=4, sent_s=0, status="error", error="timeout"))
@@ -101,7 +101,7 @@ def test_late_moments_of_the_event_loop_are_counted() -> None:
     assert found["event_loop_late_share"] == pytest.approx(0.01)
 
 
-def test_answers_are_told_apart_by_what_they_repeat() -> None:
+def test_answers_are_grouped_by_novelty() -> None:
     again = whole(0.5).model_copy(update={"novelty": "known clip"})
     found = figures(run(answers=[whole(1.0), again]), ServiceLevel())["by_novelty"]
     assert found["new"]["ttft_s"]["p50"] == pytest.approx(1.0)

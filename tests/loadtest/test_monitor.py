@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from loadtest.driver import Driver, Recording
-from loadtest.monitor import LATE, Monitor, cache_size, growth, memory_of, parse
+from loadtest.monitor import LOOP_DELAY_METRIC, Monitor, cache_size, growth, memory_of, parse
 from tests.loadtest.mock_server import BLOCKS_EACH, MockServer
 from tests.loadtest.requests import requests
 
@@ -76,7 +76,9 @@ def watch(mock: MockServer, count: int) -> Monitor:
 
     async def load() -> None:
         async with monitor:
-            driver = Driver(f"{mock.url}/chat/completions", on_first=lambda answer: monitor.soon())
+            driver = Driver(
+                f"{mock.url}/chat/completions", on_first=lambda answer: monitor.sample_now()
+            )
             await driver.closed(requests(count), count, recording)
 
     asyncio.run(load())
@@ -85,8 +87,10 @@ def watch(mock: MockServer, count: int) -> Monitor:
 
 def test_only_the_event_loop_keeps_its_buckets() -> None:
     line = '{name}_bucket{{le="0.05"}} 3\n'
-    text = "".join(line.format(name=name) for name in (LATE, "vllm:e2e_request_latency_seconds"))
-    assert parse(text) == {f'{LATE}_bucket{{le="0.05"}}': 3}
+    text = "".join(
+        line.format(name=name) for name in (LOOP_DELAY_METRIC, "vllm:e2e_request_latency_seconds")
+    )
+    assert parse(text) == {f'{LOOP_DELAY_METRIC}_bucket{{le="0.05"}}': 3}
     assert growth({}, parse(text)) == parse(text)
 
 

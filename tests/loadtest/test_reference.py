@@ -36,7 +36,7 @@ def test_equal_seeds_give_equal_weights(made: tuple[Path, Path], tmp_path: Path)
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_what_is_there_is_not_made_again(made: tuple[Path, Path]) -> None:
+def test_an_existing_checkpoint_is_not_rebuilt(made: tuple[Path, Path]) -> None:
     before = (made[0] / "model.safetensors").stat().st_mtime_ns
     build(made[0].parent, EMBEDDED)
     assert (made[0] / "model.safetensors").stat().st_mtime_ns == before

@@ -117,11 +117,11 @@ def test_a_server_that_refuses_everything_is_reported(mock: MockServer, tmp_path
 
 
 def test_prompts_of_two_lengths_are_named(mock: MockServer) -> None:
-    from loadtest.run import unequal_prompts
+    from loadtest.run import prompt_length_note
     from tests.loadtest.requests import report, run, whole
 
     ours = whole(1.0).model_copy(update={"reduction": {"prompt_tokens_full": 200}})
-    note = unequal_prompts(report([run("stock", [whole(1.0)]), run("0.2", [ours])]))
+    note = prompt_length_note(report([run("stock", [whole(1.0)]), run("0.2", [ours])]))
     assert note is not None
     assert "100 tokens to stock vLLM and 200 to this engine" in note
 

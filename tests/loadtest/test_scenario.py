@@ -47,54 +47,54 @@ def test_a_silent_clip_has_no_sound_track() -> None:
 
 
 @pytest.mark.parametrize("field", ["seconds", "width", "fps"])
-def test_a_clip_of_nothing_is_refused(field: str) -> None:
+def test_a_clip_without_extent_is_refused(field: str) -> None:
     with pytest.raises(ValueError, match=field):
         replace(SMALL, **{field: 0})  # type: ignore[arg-type]  # the field is a number
 
 
 def test_unique_media_never_repeat() -> None:
-    asks = plan(Scenario(SMALL), 200, seed=1)
-    assert len({ask.clip for ask in asks}) == 200
-    assert {ask.novelty for ask in asks} == {"new"}
+    planned = plan(Scenario(SMALL), 200, seed=1)
+    assert len({planned.clip for planned in planned}) == 200
+    assert {planned.novelty for planned in planned} == {"new"}
 
 
 def test_plans_of_one_seed_are_equal_and_of_two_share_no_clip() -> None:
     scenario = Scenario(SMALL, repeat_media=0.5)
     assert plan(scenario, 50, 1) == plan(scenario, 50, 1)
-    clips = [{ask.clip for ask in plan(scenario, 50, seed)} for seed in (1, 2)]
+    clips = [{planned.clip for planned in plan(scenario, 50, seed)} for seed in (1, 2)]
     assert clips[0].isdisjoint(clips[1])
 
 
 def test_the_shares_of_repeats_are_kept() -> None:
-    asks = plan(Scenario(SMALL, repeat_media=0.6, repeat_questions=0.25), 4000, seed=3)
-    repeats = [ask for ask in asks if ask.novelty != "new"]
-    same = [ask for ask in repeats if ask.novelty == "repeated"]
-    assert len(repeats) / len(asks) == pytest.approx(0.6, abs=0.03)
+    planned = plan(Scenario(SMALL, repeat_media=0.6, repeat_questions=0.25), 4000, seed=3)
+    repeats = [planned for planned in planned if planned.novelty != "new"]
+    same = [planned for planned in repeats if planned.novelty == "repeated"]
+    assert len(repeats) / len(planned) == pytest.approx(0.6, abs=0.03)
     assert len(same) / len(repeats) == pytest.approx(0.25, abs=0.03)
 
 
 def test_what_is_called_repeated_was_asked_before() -> None:
     seen: set[tuple[int, str]] = set()
     clips: set[int] = set()
-    for ask in plan(Scenario(SMALL, repeat_media=0.7, repeat_questions=0.5), 300, seed=4):
-        known = (ask.clip, ask.question) in seen
-        expected = "repeated" if known else "known clip" if ask.clip in clips else "new"
-        assert ask.novelty == expected
-        seen.add((ask.clip, ask.question))
-        clips.add(ask.clip)
+    for planned in plan(Scenario(SMALL, repeat_media=0.7, repeat_questions=0.5), 300, seed=4):
+        known = (planned.clip, planned.question) in seen
+        expected = "repeated" if known else "known clip" if planned.clip in clips else "new"
+        assert planned.novelty == expected
+        seen.add((planned.clip, planned.question))
+        clips.add(planned.clip)
 
 
-def test_a_body_asks_for_a_fixed_length_about_its_clip() -> None:
+def test_a_body_has_a_fixed_output_length_and_its_clip() -> None:
     scenario = Scenario(SMALL, output_tokens=7)
-    (ask,) = plan(scenario, 1, seed=5)
-    (request,) = prepare(scenario, [ask], "m", {"keep_ratio": 0.1})
+    (planned,) = plan(scenario, 1, seed=5)
+    (request,) = prepare(scenario, [planned], "m", {"keep_ratio": 0.1})
     body = json.loads(request.body)
     assert (body["max_tokens"], body["ignore_eos"], body["stream"]) == (7, True, True)
     assert (body["model"], body["keep_ratio"]) == ("m", 0.1)
     clip, question = body["messages"][0]["content"]
     data = base64.b64decode(clip["video_url"]["url"].partition(",")[2])
-    assert data == make_clip(SMALL, ask.clip)
-    assert question["text"] == ask.question
+    assert data == make_clip(SMALL, planned.clip)
+    assert question["text"] == planned.question
 
 
 def test_a_closed_loop_has_no_times() -> None:

@@ -17,7 +17,7 @@ def carrying(limit: int, most: int) -> tuple[int, list[int]]:
 
 
 @given(st.integers(0, 100), st.integers(1, 64))
-def test_the_search_finds_the_limit_and_tries_nothing_twice(limit: int, most: int) -> None:
+def test_the_search_finds_the_limit_and_repeats_no_probe(limit: int, most: int) -> None:
     found, tried = carrying(limit, most)
     assert found == min(limit, most)
     assert len(tried) == len(set(tried))

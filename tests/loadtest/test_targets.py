@@ -21,7 +21,7 @@ def option(words: list[str], name: str) -> str:
     return words[words.index(name) + 1]
 
 
-def test_stock_hears_the_clip_and_takes_two_frames_a_second() -> None:
+def test_stock_uses_the_audio_and_two_frames_a_second() -> None:
     target = Target.parse("stock")
     assert target.fields == {"mm_processor_kwargs": {"use_audio_in_video": True}}
     options = SETTINGS.options(target)
@@ -68,14 +68,14 @@ def test_a_server_elsewhere_takes_plain_requests_and_keep_ratios() -> None:
 
 
 def test_sequences_are_long_enough_for_the_longest_clip() -> None:
-    given = parsed("--seconds", "10", "30", "--eager")
-    settings = server_settings(given, Path("ours"), Path("stock"))
+    args = parsed("--seconds", "10", "30", "--eager")
+    settings = server_settings(args, Path("ours"), Path("stock"))
     assert settings.max_model_len == 6144
     assert settings.extra == ("--enforce-eager",)
 
 
 def test_defaults_are_a_small_comparison() -> None:
-    setup = Setup.read(parsed())
+    setup = Setup.from_args(parsed())
     assert [target.name for target in setup.targets] == ["stock", "none", "0.2", "0.05"]
     assert [load.label for load in setup.plan.loads] == ["c=1", "c=2"]
     assert setup.baseline == "stock"
@@ -83,24 +83,24 @@ def test_defaults_are_a_small_comparison() -> None:
 
 
 def test_a_closed_loop_has_at_least_twice_its_concurrency() -> None:
-    plan = Setup.read(parsed("--concurrency", "1", "8")).plan
+    plan = Setup.from_args(parsed("--concurrency", "1", "8")).plan
     assert [plan.count(load) for load in plan.loads] == [3, 16]
 
 
 def test_rates_take_the_place_of_the_default_loops() -> None:
-    loads = Setup.read(parsed("--rate", "0.5", "--arrivals", "gamma")).plan.loads
+    loads = Setup.from_args(parsed("--rate", "0.5", "--arrivals", "gamma")).plan.loads
     assert [load.label for load in loads] == ["gamma 0.5/s"]
 
 
 def test_unique_and_repeated_media_are_kept_apart() -> None:
-    scenarios = Setup.read(parsed("--media", "unique", "repeated")).plan.scenarios
+    scenarios = Setup.from_args(parsed("--media", "unique", "repeated")).plan.scenarios
     assert scenarios["unique"].repeat_media == 0
     assert scenarios["repeated"].repeat_media == 0.5
 
 
 def test_the_key_of_a_server_is_no_option(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOADTEST_API_KEY", "sk-1")
-    setup = Setup.read(parsed("--url", "http://host/v1/"))
+    setup = Setup.from_args(parsed("--url", "http://host/v1/"))
     assert setup.headers == {"authorization": "Bearer sk-1"}
     assert setup.url == "http://host/v1"
 
@@ -117,6 +117,6 @@ def test_the_key_of_a_server_is_no_option(monkeypatch: pytest.MonkeyPatch) -> No
         (["--burstiness", "0"], "--burstiness must be above 0"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(words: list[str], message: str) -> None:
+def test_invalid_options_are_refused(words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Setup.read(parsed(*words))
+        Setup.from_args(parsed(*words))

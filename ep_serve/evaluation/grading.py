@@ -1,4 +1,4 @@
-"""Is an answer right? Exact match of what is meant, letter or text for multiple choice."""
+"""Grade answers: normalized exact match, letter or text for multiple choice."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Mapping
 
 _ARTICLES = frozenset(("a", "an", "the"))
 _LEAD = re.compile(r"(?:the )?(?:(?:right|correct|best) )?(?:answer|option|choice)(?: is)?\b[\s:]*")
-"""Words before a letter that say only that an answer comes."""
+"""Introductory words before a letter."""
 _LETTER = re.compile(r"[(\[]?([A-Za-z])(?![\w'])([)\].:,]*)\s*(.*)", re.DOTALL)
-"""A letter that is no part of a word, marks behind it, and what follows."""
+"""A single letter, its punctuation, and the rest."""
 
 
 def normalise(text: str) -> str:
-    """Without case, punctuation, articles and superfluous space; an article alone stays."""
+    """Fold case and remove punctuation, articles and extra spaces; a lone article stays."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     # Between letters and digits only what joins a word stays, as in "t-shirt" and "2.5".
     kept = "".join(c if c.isalnum() or c in "'-." else " " for c in folded)
@@ -23,21 +23,21 @@ def normalise(text: str) -> str:
     return " ".join([word for word in words if word not in _ARTICLES] or words)
 
 
-def is_right(got: str, right: str, options: Mapping[str, str] | None = None) -> bool:
+def is_correct(got: str, right: str, options: Mapping[str, str] | None = None) -> bool:
     """Whether a model's answer is the right one.
 
     Args:
-        got: What the model said.
+        got: The model's answer.
         right: The right answer; with options, its letter.
         options: {letter: text}. The answer may then be given as letter ("B", "b.", "(B)"), as text,
             or as both.
     """
     if not options:
         return normalise(got) == normalise(right)
-    return chosen(got, options) == right
+    return chosen_option(got, options) == right
 
 
-def chosen(got: str, options: Mapping[str, str]) -> str | None:
+def chosen_option(got: str, options: Mapping[str, str]) -> str | None:
     """The letter of the option that a model chose; None if it is not clear."""
     got = got.strip().strip("*")
     lead = _LEAD.match(got.casefold())

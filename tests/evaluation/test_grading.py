@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ep_serve.evaluation.marking import chosen, is_right, normalise
+from ep_serve.evaluation.grading import chosen_option, is_correct, normalise
 
 ANIMALS = {"A": "a dog", "B": "the cat", "C": "no animal"}
 WORDS = st.lists(st.text(string.ascii_letters, min_size=2, max_size=8), min_size=1, max_size=4)
@@ -14,12 +14,12 @@ WORDS = st.lists(st.text(string.ascii_letters, min_size=2, max_size=8), min_size
 
 @pytest.mark.parametrize("got", ["Red", "red.", " RED ", "the red", "'red'", "**red**"])
 def test_case_articles_and_marks_do_not_matter(got: str) -> None:
-    assert is_right(got, "red")
+    assert is_correct(got, "red")
 
 
 @pytest.mark.parametrize("got", ["", "reddish", "red circle", "not red", "blue"])
 def test_other_words_are_other_answers(got: str) -> None:
-    assert not is_right(got, "red")
+    assert not is_correct(got, "red")
 
 
 @pytest.mark.parametrize(
@@ -31,14 +31,14 @@ def test_other_words_are_other_answers(got: str) -> None:
     ],
 )
 def test_an_option_is_chosen_by_letter_by_text_or_by_both(got: str) -> None:
-    assert chosen(got, ANIMALS) == "B"
+    assert chosen_option(got, ANIMALS) == "B"
 
 
 @pytest.mark.parametrize(
     "got", ["", "D", "a cow", "B. a dog", "A cow is seen", "Both", "A or B", "I see a cat"]
 )
-def test_what_is_not_clear_chooses_nothing(got: str) -> None:
-    assert chosen(got, ANIMALS) is None
+def test_an_ambiguous_answer_chooses_no_option(got: str) -> None:
+    assert chosen_option(got, ANIMALS) is None
 
 
 @given(words=WORDS)
@@ -61,4 +61,4 @@ def test_every_form_of_an_option_chooses_it_and_no_other(
     # A text such as "The answer" says by itself that a letter comes.
     assume(not got.casefold().startswith(("the", "answer", "option", "choice", "right")))
     for other in options:
-        assert is_right(got, other, options) == (other == letter)
+        assert is_correct(got, other, options) == (other == letter)

@@ -180,8 +180,8 @@ class Bench:
         )
         plan = Plan(keep_count(tokens, 0.1))
         flops = 2.0 * tokens * self.shape.head_weights
-        yield self._row(tokens, "selection", flops, lambda: self.sieve.reduce(pool, plan))
-        kept = self.sieve.reduce(pool, plan).indices
+        yield self._row(tokens, "selection", flops, lambda: self.sieve.select(pool, plan))
+        kept = self.sieve.select(pool, plan).indices
         yield self._row(tokens, "gather", 0, lambda: hidden[kept])
 
     def _refine(self, hidden: Tensor, positions: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from ep_serve.layout import Kind, Layout, MediaTokens, Video, build_layout
-from ep_serve.sieve import Ask, Pool, get_sieve, known_sieves
+from ep_serve.sieve import Budget, Pool, get_sieve, known_sieves
 from ep_serve.sieve.saliency import windowed_saliency
 
 TOKENS = MediaTokens(
@@ -80,10 +80,10 @@ def bench_sieve(name: str, layout: Layout, pool: Pool, keep_ratio: float, repeat
     sieve = get_sieve(name).for_model(pool.hidden.shape[1])
     if isinstance(sieve, nn.Module):
         sieve = sieve.to(device, dtype_on(device))
-    plan = sieve.plan(layout, Ask(keep_ratio))
-    peak = peak_memory(lambda: sieve.reduce(pool, plan), device)
-    planning = milliseconds(lambda: sieve.plan(layout, Ask(keep_ratio)), device, repeats)
-    reducing = milliseconds(lambda: sieve.reduce(pool, plan), device, repeats)
+    plan = sieve.plan(layout, Budget(keep_ratio))
+    peak = peak_memory(lambda: sieve.select(pool, plan), device)
+    planning = milliseconds(lambda: sieve.plan(layout, Budget(keep_ratio)), device, repeats)
+    reducing = milliseconds(lambda: sieve.select(pool, plan), device, repeats)
     print_row(device, name, layout.num_av, str(plan.keep), f"{planning:.2f}", reducing, peak)
 
 

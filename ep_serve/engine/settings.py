@@ -22,7 +22,7 @@ from ep_serve.contract.request_options import (
     RequestOptions,
     refused_option,
 )
-from ep_serve.sieve import Ask, get_sieve
+from ep_serve.sieve import Budget, get_sieve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,18 +78,18 @@ class MediaSettings(BaseModel):
             raise ValueError(f"min_pixels ({low}) is greater than max_pixels ({high})")
         if self.fps > self.max_fps:
             raise ValueError(f"fps ({self.fps}) is greater than max_fps ({self.max_fps})")
-        self.ask()
+        self.budget()
         return self
 
     def pixel_limit(self, own: int) -> int:
         """The most pixels a request may ask for, where `own` is the model's bound."""
         return self.max_pixels or max(own, self.min_pixels or 0)
 
-    def ask(self, keep_ratio: float | None = None) -> Ask:
+    def budget(self, keep_ratio: float | None = None) -> Budget:
         """What a request that says nothing wants to keep; `keep_ratio` if the server neither."""
         if self.rho_audio is None and self.rho_video is None:
-            return Ask(keep_ratio=self.keep_ratio or keep_ratio)
-        return Ask(self.keep_ratio, self.rho_audio, self.rho_video)
+            return Budget(keep_ratio=self.keep_ratio or keep_ratio)
+        return Budget(self.keep_ratio, self.rho_audio, self.rho_video)
 
 
 class EngineSettings(BaseModel):
@@ -222,11 +222,11 @@ class Settings(BaseModel):
             if asked.min_pixels is not None:
                 raise _invalid("min_pixels", f"must be at most max_pixels ({high})", low)
             low = high
-        ask = self._ask(asked)
+        budget = self._budget(asked)
         return MediaOptions(
-            keep_ratio=ask.keep_ratio,
-            rho_audio=ask.rho_audio,
-            rho_video=ask.rho_video,
+            keep_ratio=budget.keep_ratio,
+            rho_audio=budget.rho_audio,
+            rho_video=budget.rho_video,
             fps=_first(asked.fps, media.fps),
             min_pixels=low,
             max_pixels=high,
@@ -234,10 +234,10 @@ class Settings(BaseModel):
             return_selection=bool(asked.return_selection),
         )
 
-    def _ask(self, asked: RequestOptions) -> Ask:
+    def _budget(self, asked: RequestOptions) -> Budget:
         given = (asked.keep_ratio, asked.rho_audio, asked.rho_video)
         if given == (None, None, None):
-            return self.media.ask(self.keep_ratio)
+            return self.media.budget(self.keep_ratio)
         takes_rho = get_sieve(self.sieve).takes_rho
         for name in ("rho_audio", "rho_video"):
             value = getattr(asked, name)
@@ -245,7 +245,7 @@ class Settings(BaseModel):
                 raise _invalid(name, f"means nothing to the sieve {self.sieve!r}", value)
             if value is not None and asked.keep_ratio is not None:
                 raise _invalid(name, "cannot be given together with keep_ratio", value)
-        return Ask(*given)
+        return Budget(*given)
 
 
 class MediaOptions(BaseModel):
@@ -263,9 +263,9 @@ class MediaOptions(BaseModel):
     return_selection: bool = False
 
     @property
-    def ask(self) -> Ask:
+    def budget(self) -> Budget:
         """How much to keep, in the sieves' words."""
-        return Ask(self.keep_ratio, self.rho_audio, self.rho_video)
+        return Budget(self.keep_ratio, self.rho_audio, self.rho_video)
 
     @property
     def shaping(self) -> dict[str, object]:

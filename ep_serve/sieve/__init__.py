@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ep_serve.sieve.base import Ask, Plan, Pool, Selection, Sieve
+from ep_serve.sieve.base import Budget, Plan, Pool, Selection, Sieve
 from ep_serve.sieve.registry import get_sieve, known_sieves
 
-__all__ = ["Ask", "Plan", "Pool", "Selection", "Sieve", "get_sieve", "known_sieves"]
+__all__ = ["Budget", "Plan", "Pool", "Selection", "Sieve", "get_sieve", "known_sieves"]

@@ -1,8 +1,8 @@
-"""What a sieve is, what it is asked for, and the pool it sees."""
+"""The interface of a sieve: its budget, its plan, the pool it reads and its selection."""
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -12,13 +12,13 @@ from ep_serve.layout import Layout, keep_count
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """How much a request wants to keep: a keep ratio, or one rate for sound and one for picture.
+class Budget:
+    """How much of the pool to keep: a keep ratio, or one drop rate for audio and one for video.
 
     Attributes:
         keep_ratio: Share of the pool that survives, above 0 and at most 1.
-        rho_audio: Share of the sound to drop, from 0 to 1; only for sieves with `takes_rho`.
-        rho_video: The same for the pictures of clips.
+        rho_audio: Fraction of the audio tokens to drop, 0 to 1; only for sieves with `takes_rho`.
+        rho_video: The same for video tokens.
 
     Raises:
         ValueError: A number is out of its range, or a ratio is given together with a rate.
@@ -29,7 +29,7 @@ class Ask:
     rho_video: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be met."""
+        """Validate ranges and combinations."""
         if self.keep_ratio is not None:
             keep_count(0, self.keep_ratio)  # refuses what is no ratio
         for name in ("rho_audio", "rho_video"):
@@ -43,13 +43,13 @@ class Ask:
 
     @property
     def has_rho(self) -> bool:
-        """Whether sound and picture are asked for one by one."""
+        """Whether audio and video have rates of their own."""
         return self.rho_audio is not None or self.rho_video is not None
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What is decided about a prompt before any tensor exists. Sieves add what they need later.
+    """Decisions about a prompt that need no tensor. Sieves subclass it to add their own.
 
     Attributes:
         keep: How many AV tokens survive, exactly: at least one of a prompt that has some.
@@ -109,12 +109,11 @@ class Selection:
 class Sieve(ABC):
     """Picks the survivors of a pool.
 
-    What is asked before a model exists (the class attributes, `plan` and `budget`) belongs to the
-    class: the process that plans a prompt never builds a sieve. A sieve with weights is an
+    The class attributes and `plan` belong to the class: the process that plans a prompt never
+    builds a sieve. A sieve with weights is an
     `nn.Module` too, and the names of its parameters are those of the checkpoint.
 
-    A sieve that needs to know nothing but how many tokens to keep overrides `select`. One whose
-    plan holds more, or which changes states, overrides `plan` and `reduce`.
+    Every sieve defines `select`. One whose plan holds more than a number overrides `plan` as well.
     """
 
     name: ClassVar[str]
@@ -133,7 +132,7 @@ class Sieve(ABC):
         return cls()
 
     @classmethod
-    def plan(cls, layout: Layout, ask: Ask) -> Plan:
+    def plan(cls, layout: Layout, budget: Budget) -> Plan:
         """Decide what can be decided on the CPU before any tensor exists.
 
         Depends on the AV tokens alone: a layout without its text has the same plan.
@@ -141,23 +140,15 @@ class Sieve(ABC):
         Raises:
             ValueError: The sieve cannot do what is asked for.
         """
-        if ask.has_rho:
+        if budget.has_rho:
             raise ValueError(f"rho_audio and rho_video mean nothing to the sieve {cls.name!r}")
-        if ask.keep_ratio is None:
+        if budget.keep_ratio is None:
             raise ValueError(f"the sieve {cls.name!r} needs a keep_ratio")
-        return Plan(keep_count(layout.num_av, ask.keep_ratio))
+        return Plan(keep_count(layout.num_av, budget.keep_ratio))
 
-    @classmethod
-    def budget(cls, layout: Layout, keep_ratio: float) -> int:
-        """How many AV tokens of a prompt survive at a keep ratio.
-
-        Raises:
-            ValueError: `keep_ratio` is not above 0 and at most 1.
-        """
-        return cls.plan(layout, Ask(keep_ratio)).keep
-
-    def reduce(self, pool: Pool, plan: Plan) -> Selection:
-        """Choose exactly `plan.keep` tokens, the same ones whenever and wherever it is asked.
+    @abstractmethod
+    def select(self, pool: Pool, plan: Plan) -> Selection:
+        """Select exactly `plan.keep` tokens; equal arguments give equal results on every device.
 
         Args:
             pool: The AV tokens of the layout that `plan` was made for.
@@ -166,15 +157,3 @@ class Sieve(ABC):
         Raises:
             ValueError: The plan was made for another pool.
         """
-        return Selection(self.select(pool, plan.keep))
-
-    def select(self, pool: Pool, k: int) -> Tensor:
-        """Choose exactly `k` tokens, the same ones whenever and wherever it is asked.
-
-        Returns:
-            (k,) int64 pool indices, ascending, on the pool's device.
-
-        Raises:
-            ValueError: `k` is negative or larger than the pool.
-        """
-        raise NotImplementedError(f"the sieve {self.name!r} needs a plan: call reduce")

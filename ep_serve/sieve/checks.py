@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ep_serve.layout import Layout
-from ep_serve.sieve.base import Ask, Plan, Pool, Selection, Sieve
+from ep_serve.sieve.base import Budget, Plan, Pool, Selection, Sieve
 
 FAULTS = (
     "chose tokens outside of the pool, out of order or twice",
@@ -49,15 +49,15 @@ class CheckedSelection:
     error: SieveError | None = None
 
 
-def make_plan(sieve: type[Sieve], layout: Layout, ask: Ask) -> Plan:
-    """Ask a sieve for its plan.
+def make_plan(sieve: type[Sieve], layout: Layout, budget: Budget) -> Plan:
+    """Budget a sieve for its plan.
 
     Raises:
         ValueError: The sieve cannot do what is asked for, or would keep nothing of the media.
         SieveError: It has no plan that could be carried out.
     """
     try:
-        plan = sieve.plan(layout, ask)
+        plan = sieve.plan(layout, budget)
         keep = index(plan.keep)
     except ValueError:
         raise
@@ -71,21 +71,21 @@ def make_plan(sieve: type[Sieve], layout: Layout, ask: Ask) -> Plan:
     return plan
 
 
-def select(sieve: Sieve, pool: Pool, layout: Layout, ask: Ask, keep: int) -> CheckedSelection:
+def select(sieve: Sieve, pool: Pool, layout: Layout, budget: Budget, keep: int) -> CheckedSelection:
     """Let a sieve choose `keep` tokens of a pool, and check what it chose; never raises.
 
     Args:
         sieve: Any.
         pool: The AV tokens of `layout`.
-        layout: What `ask` was planned for, in another process.
-        ask: How much was asked for.
+        layout: What `budget` was planned for, in another process.
+        budget: How much was asked for.
         keep: What the plan made of it.
     """
     try:
-        plan = make_plan(type(sieve), layout, ask)
+        plan = make_plan(type(sieve), layout, budget)
         if plan.keep != keep:
             raise SieveError(sieve.name, f"plans to keep {plan.keep} tokens after {keep}")
-        selection = sieve.reduce(pool, plan)
+        selection = sieve.select(pool, plan)
         _check_form(sieve.name, selection, pool, keep)
     except Exception as error:
         logger.exception("the sieve %r failed", sieve.name)

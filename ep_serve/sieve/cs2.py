@@ -57,7 +57,7 @@ class CS2Sieve(Sieve, nn.Module):
         active = activation(first(self.ln(hidden)))
         return F.linear(active.float(), last.weight.float(), last.bias.float()).squeeze(-1)
 
-    def reduce(self, pool: Pool, plan: Plan) -> Selection:
+    def select(self, pool: Pool, plan: Plan) -> Selection:
         """Keep the highest raw scores, of equal ones those with the lower index.
 
         The softmax of the paper keeps the order but underflows in float32, so it is left out.
@@ -66,9 +66,6 @@ class CS2Sieve(Sieve, nn.Module):
         scores = self.scores(pool.hidden)
         best_first = scores.sort(descending=True, stable=True).indices
         return Selection(best_first[: plan.keep].sort().values, scores=scores)
-
-    def select(self, pool: Pool, k: int) -> Tensor:
-        return self.reduce(pool, Plan(k)).indices
 
 
 class _RMSNorm(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ep_serve.layout import Layout
-from ep_serve.sieve.base import Ask, Plan, Pool, Selection, Sieve
+from ep_serve.sieve.base import Budget, Plan, Pool, Selection, Sieve
 
 
 class KeepAllSieve(Sieve):
@@ -16,8 +16,8 @@ class KeepAllSieve(Sieve):
     uses_refiner = False
 
     @classmethod
-    def plan(cls, layout: Layout, ask: Ask) -> Plan:
+    def plan(cls, layout: Layout, budget: Budget) -> Plan:
         return Plan(layout.num_av)
 
-    def reduce(self, pool: Pool, plan: Plan) -> Selection:
+    def select(self, pool: Pool, plan: Plan) -> Selection:
         return Selection(torch.arange(pool.size, device=pool.hidden.device))

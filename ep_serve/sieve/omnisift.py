@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ep_serve.layout import Layout, spread
-from ep_serve.sieve.base import Ask, Plan, Pool, Selection, Sieve
+from ep_serve.sieve.base import Budget, Plan, Pool, Selection, Sieve
 from ep_serve.sieve.frame_pairs import FramePairs, Ints, PairGroup, find_pairs, thinned
 from ep_serve.sieve.similarity import cosine
 
@@ -77,21 +77,21 @@ class OmniSiftSieve(Sieve, nn.Module):
         return cls(hidden_size)
 
     @classmethod
-    def plan(cls, layout: Layout, ask: Ask, *, straddle_clips: bool = False) -> OmniSiftPlan:
+    def plan(cls, layout: Layout, budget: Budget, *, straddle_clips: bool = False) -> OmniSiftPlan:
         """See `Sieve.plan`; a keep ratio is mapped to rates by `FramePairs.rates_for`.
 
         Args:
             layout: The prompt.
-            ask: Where it says nothing, the paper's rates 0.3 and 0.7 hold.
+            budget: Where it says nothing, the paper's rates 0.3 and 0.7 hold.
             straddle_clips: Pair the frames of several clips as if they were one. Only for
                 comparison with the authors' code, see `find_pairs`.
         """
         pairs = find_pairs(layout, straddle_clips=straddle_clips)
-        if ask.keep_ratio is not None:
-            rho_audio, rho_video = pairs.rates_for(ask.keep_ratio)
+        if budget.keep_ratio is not None:
+            rho_audio, rho_video = pairs.rates_for(budget.keep_ratio)
         else:
-            rho_audio = RHO_AUDIO if ask.rho_audio is None else float(ask.rho_audio)
-            rho_video = RHO_VIDEO if ask.rho_video is None else float(ask.rho_video)
+            rho_audio = RHO_AUDIO if budget.rho_audio is None else float(budget.rho_audio)
+            rho_video = RHO_VIDEO if budget.rho_video is None else float(budget.rho_video)
         rho = np.array([rho_audio])
         lone = [s[spread(len(s), int(thinned(len(s), rho)[0]))] for s in pairs.lone_sounds]
         kept = pairs.video_kept(np.array([rho_video])) + pairs.audio_kept(rho, rho_video)
@@ -108,7 +108,7 @@ class OmniSiftSieve(Sieve, nn.Module):
             fixed=np.concatenate([pairs.images, *lone]),
         )
 
-    def reduce(self, pool: Pool, plan: Plan) -> Selection:
+    def select(self, pool: Pool, plan: Plan) -> Selection:
         assert isinstance(plan, OmniSiftPlan)
         if plan.size != pool.size:
             raise ValueError(f"the plan is for {plan.size} tokens, the pool has {pool.size}")

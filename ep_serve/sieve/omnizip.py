@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ep_serve.layout import Layout
-from ep_serve.sieve.base import Ask, Plan, Pool, Selection, Sieve
+from ep_serve.sieve.base import Budget, Plan, Pool, Selection, Sieve
 from ep_serve.sieve.ranking import indices_of, rank_within
 from ep_serve.sieve.similarity import cosine, direction
 from ep_serve.sieve.time_windows import Frames, OmniZipPlan, Sounds, plan_windows
@@ -49,11 +49,11 @@ class OmniZipSieve(Sieve):
     takes_rho = True
 
     @classmethod
-    def plan(cls, layout: Layout, ask: Ask) -> OmniZipPlan:
+    def plan(cls, layout: Layout, budget: Budget) -> OmniZipPlan:
         """See `Sieve.plan` and `plan_windows`; the paper's rates are 0.3 for sound and 0.6."""
-        return plan_windows(layout, ask)
+        return plan_windows(layout, budget)
 
-    def reduce(self, pool: Pool, plan: Plan) -> Selection:
+    def select(self, pool: Pool, plan: Plan) -> Selection:
         assert isinstance(plan, OmniZipPlan)
         if plan.size != pool.size:
             raise ValueError(f"the plan is for {plan.size} tokens, the pool has {pool.size}")

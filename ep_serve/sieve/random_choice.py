@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from ep_serve.sieve.base import Pool, Sieve
+from ep_serve.sieve.base import Plan, Pool, Selection, Sieve
 
 _SEED = 2025
 
@@ -21,9 +20,9 @@ class RandomSieve(Sieve):
     reads_text = False
     uses_refiner = False
 
-    def select(self, pool: Pool, k: int) -> Tensor:
-        pool.check_budget(k)
+    def select(self, pool: Pool, plan: Plan) -> Selection:
+        pool.check_budget(k := plan.keep)
         # A pool and a budget are far below 2**20 tokens, so no two pairs share a seed.
         generator = torch.Generator().manual_seed((_SEED << 40) ^ (pool.size << 20) ^ k)
         drawn = torch.randperm(pool.size, generator=generator)[:k]
-        return drawn.sort().values.to(pool.hidden.device)
+        return Selection(drawn.sort().values.to(pool.hidden.device))

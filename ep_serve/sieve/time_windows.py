@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ep_serve.layout import Kind, Layout, keep_count
-from ep_serve.sieve.base import Ask, Plan
+from ep_serve.sieve.base import Budget, Plan
 from ep_serve.sieve.frame_pairs import Ints, runs
 from ep_serve.sieve.rates import keep_shares
 
@@ -99,7 +99,7 @@ class OmniZipPlan(Plan):
     frames: Frames
 
 
-def plan_windows(layout: Layout, ask: Ask) -> OmniZipPlan:
+def plan_windows(layout: Layout, budget: Budget) -> OmniZipPlan:
     """Divide the budget between sound and picture, and each of them among media and windows.
 
     With rates, a sound of n tokens keeps round((1 - rho_audio) * n) salient ones and
@@ -116,13 +116,13 @@ def plan_windows(layout: Layout, ask: Ask) -> OmniZipPlan:
 
     names, medium = np.unique(media[audio], return_inverse=True)
     sizes = np.bincount(medium, minlength=len(names))
-    if ask.keep_ratio is not None:
-        keep_audio, keep_video = _split(ask.keep_ratio, sizes, len(video))
+    if budget.keep_ratio is not None:
+        keep_audio, keep_video = _split(budget.keep_ratio, sizes, len(video))
         anchors = np.where(keep_audio < sizes, np.minimum(_anchors(sizes), keep_audio), 0)
         salient = keep_audio - anchors
     else:
-        rho_audio = RHO_AUDIO if ask.rho_audio is None else ask.rho_audio
-        rho_video = RHO_VIDEO if ask.rho_video is None else ask.rho_video
+        rho_audio = RHO_AUDIO if budget.rho_audio is None else budget.rho_audio
+        rho_video = RHO_VIDEO if budget.rho_video is None else budget.rho_video
         salient = np.rint((1 - rho_audio) * sizes).astype(np.int64)
         anchors = np.minimum(_anchors(sizes), sizes - salient)
         keep_video = round((1 - rho_video) * len(video))

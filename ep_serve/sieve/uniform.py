@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ep_serve.layout import spread
-from ep_serve.sieve.base import Pool, Sieve
+from ep_serve.sieve.base import Plan, Pool, Selection, Sieve
 
 
 class UniformSieve(Sieve):
@@ -16,6 +15,6 @@ class UniformSieve(Sieve):
     reads_text = False
     uses_refiner = False
 
-    def select(self, pool: Pool, k: int) -> Tensor:
-        pool.check_budget(k)
-        return torch.from_numpy(spread(pool.size, k)).to(pool.hidden.device)
+    def select(self, pool: Pool, plan: Plan) -> Selection:
+        pool.check_budget(plan.keep)
+        return Selection(torch.from_numpy(spread(pool.size, plan.keep)).to(pool.hidden.device))

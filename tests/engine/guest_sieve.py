@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ep_serve.layout import Layout
-from ep_serve.sieve import Ask, Plan, Pool, Selection, Sieve
+from ep_serve.sieve import Budget, Plan, Pool, Selection, Sieve
 
 SLOW_SECONDS = 10.0
 
@@ -31,16 +31,16 @@ class GuestSieve(Sieve):
     uses_refiner = False
 
     @classmethod
-    def plan(cls, layout: Layout, ask: Ask) -> Plan:
-        ratio = ask.keep_ratio or 0.5
+    def plan(cls, layout: Layout, budget: Budget) -> Plan:
+        ratio = budget.keep_ratio or 0.5
         keep = {0.91: 0, 0.92: -1, 0.93: layout.num_av + 1}.get(
-            ratio, super().plan(layout, Ask(ratio)).keep
+            ratio, super().plan(layout, Budget(ratio)).keep
         )
         if ratio == 0.94:
             raise KeyError("secret")
         return GuestPlan(keep, ratio)
 
-    def reduce(self, pool: Pool, plan: Plan) -> Selection:
+    def select(self, pool: Pool, plan: Plan) -> Selection:
         assert isinstance(plan, GuestPlan)
         first, ratio = torch.arange(plan.keep), plan.keep_ratio
         call = _calls[ratio, pool.size] = _calls.get((ratio, pool.size), 0) + 1

@@ -16,7 +16,7 @@ from ep_serve.engine.model.reducing_model import (
     Qwen2_5OmniCompressForConditionalGeneration as Model,
 )
 from ep_serve.layout import Image, Layout, MediaTokens, Video, build_layout
-from ep_serve.sieve import Ask
+from ep_serve.sieve import Budget
 
 TOKENS = MediaTokens(
     audio=502, image=508, video=509, audio_bos=503, audio_eos=504, vision_bos=505, vision_eos=506
@@ -37,7 +37,7 @@ def picture_prompt(*, whole: bool = True) -> tuple[Layout, int, list[Any]]:
     prompt = [1, 2, TOKENS.vision_bos, TOKENS.image, TOKENS.vision_eos, 3, 4]
     layout = build_layout(prompt, [Image((1, 8, 8))], TOKENS)
     span = cover(layout, 4, whole=whole)
-    data = pack(bytes(range(32)), span, Ask(0.25), [], torch.bfloat16)
+    data = pack(bytes(range(32)), span, Budget(0.25), [], torch.bfloat16)
     return layout, 4, [SimpleNamespace(data=data)]
 
 
@@ -105,7 +105,7 @@ def test_an_item_of_the_clip_alone_leaves_the_text_where_it_is(overhang: int) ->
     layout = build_layout(prompt, [clip], TOKENS)
     span = cover(layout, 6, whole=False)
     assert (span.start, span.tail) == (3, 4)
-    data = pack(bytes(range(32)), span, Ask(0.1), [], torch.float32)
+    data = pack(bytes(range(32)), span, Budget(0.1), [], torch.float32)
     assert not span.layout.is_av.all()  # the markers that share a position are inside
     assert span.layout.num_av == layout.num_av
     reduced = layout.num_text + 6

@@ -19,7 +19,7 @@ from ep_serve.engine.outcomes import OUTCOME_FIELD, WORK_FIELD, Outcome, Reporti
 from ep_serve.engine.server.reduction_reports import RequestReport, receive
 from ep_serve.engine.worker.base_worker import OutcomesInOutputs
 from ep_serve.layout import Kind, Video
-from ep_serve.sieve import Ask
+from ep_serve.sieve import Budget
 
 KEPT = {"video": 2, "audio": 1, "image": 0}
 OUTCOME: Outcome = {"kept": KEPT, "error": None, "indices": None, "scores": None}
@@ -116,7 +116,7 @@ def test_outcomes_are_collected_where_all_parts_are_ours(
 def reduction(key: bytes = b"k", pool: PoolShape | None = None) -> Reduction:
     return Reduction(
         key=key,
-        ask=Ask(0.3),
+        budget=Budget(0.3),
         prompt_ids=[0] * 5,
         full={"video": 6, "audio": 4, "image": 0},
         full_length=12,

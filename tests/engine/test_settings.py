@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from vllm.exceptions import VLLMValidationError
 
 from ep_serve.engine.settings import EngineSettings, MediaSettings, Settings
-from ep_serve.sieve import Ask
+from ep_serve.sieve import Budget
 
 
 def settings(sieve: str = "cs2", **media: Any) -> Settings:
@@ -93,9 +93,9 @@ def test_a_checkpoint_may_say_how_media_were_processed_and_the_server_wins() -> 
 
 def test_sound_and_picture_can_be_asked_for_one_by_one_where_the_sieve_can() -> None:
     options = settings("omnisift").merge({"rho_audio": 0.4})
-    assert options.ask == Ask(rho_audio=0.4)
-    assert settings("omnisift").merge({}).ask == Ask()
-    assert settings("omnisift", rho_video=0.5).merge({"keep_ratio": 0.3}).ask == Ask(0.3)
+    assert options.budget == Budget(rho_audio=0.4)
+    assert settings("omnisift").merge({}).budget == Budget()
+    assert settings("omnisift", rho_video=0.5).merge({"keep_ratio": 0.3}).budget == Budget(0.3)
 
 
 @pytest.mark.parametrize("field", ["rho_audio", "rho_video"])

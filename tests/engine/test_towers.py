@@ -9,7 +9,7 @@ from ep_serve.engine.input.fused_item import MEL_BINS, PATCH_VALUES, FusedItem
 from ep_serve.engine.model import towers as module
 from ep_serve.engine.model.statistics import Totals
 from ep_serve.engine.model.towers import TowerCache, Towers
-from ep_serve.sieve import Ask
+from ep_serve.sieve import Budget
 
 WIDTH = 4
 
@@ -47,7 +47,7 @@ def item(name: int, grids: list[tuple[int, int, int]], frames: list[int]) -> Fus
         kinds=torch.empty(0),
         media=torch.empty(0),
         positions=torch.empty(3, 0),
-        ask=Ask(1.0),
+        budget=Budget(1.0),
         return_selection=False,
         keep=0,
         start=0,

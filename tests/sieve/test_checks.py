@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ep_serve.layout import Layout, spread
-from ep_serve.sieve import Ask, Plan, Pool, Selection, Sieve, get_sieve, known_sieves
+from ep_serve.sieve import Budget, Plan, Pool, Selection, Sieve, get_sieve, known_sieves
 from ep_serve.sieve.checks import FAULTS, CheckedSelection, SieveError, make_plan, select
 from tests.sieve.pools import HIDDEN_SIZE, LAYOUTS, make_layout, make_pool, pool_for
 
@@ -32,7 +32,7 @@ class Guest(Sieve):
     def __init__(self, returned: Any) -> None:
         self.returned = returned
 
-    def reduce(self, pool: Pool, plan: Plan) -> Selection:
+    def select(self, pool: Pool, plan: Plan) -> Selection:
         if isinstance(self.returned, Exception):
             raise self.returned
         return self.returned  # type: ignore[no-any-return]
@@ -40,7 +40,7 @@ class Guest(Sieve):
 
 def choose(returned: Any) -> CheckedSelection:
     layout = make_layout(SIZE)
-    return select(Guest(returned), make_pool(SIZE), layout, Ask(KEEP / SIZE), KEEP)
+    return select(Guest(returned), make_pool(SIZE), layout, Budget(KEEP / SIZE), KEEP)
 
 
 def values(what: float, size: int, place: int = 0) -> torch.Tensor:
@@ -118,7 +118,7 @@ def check_usable(found: CheckedSelection) -> None:
 
 
 def test_a_plan_that_changes_between_processes_is_an_error() -> None:
-    found = select(Guest(Selection(RIGHT)), make_pool(SIZE), make_layout(SIZE), Ask(1.0), KEEP)
+    found = select(Guest(Selection(RIGHT)), make_pool(SIZE), make_layout(SIZE), Budget(1.0), KEEP)
     assert str(found.error) == "The sieve 'guest' plans to keep 12 tokens after 4."
     check_usable(found)
 
@@ -143,9 +143,9 @@ def test_whatever_indices_come_the_choice_can_be_used(
 @settings(deadline=None, max_examples=20)
 def test_sieves_of_this_package_pass(name: str, layout: Layout, keep_ratio: float) -> None:
     sieve = get_sieve(name).for_model(HIDDEN_SIZE)
-    keep = make_plan(type(sieve), layout, Ask(keep_ratio)).keep
+    keep = make_plan(type(sieve), layout, Budget(keep_ratio)).keep
     with torch.no_grad():
-        found = select(sieve, pool_for(layout), layout, Ask(keep_ratio), keep)
+        found = select(sieve, pool_for(layout), layout, Budget(keep_ratio), keep)
     assert found.error is None
     assert not found.faults.any()
 
@@ -154,9 +154,9 @@ def test_sieves_of_this_package_pass(name: str, layout: Layout, keep_ratio: floa
 def test_states_that_are_not_finite_end_no_sieve(name: str) -> None:
     layout = make_layout(SIZE)
     pool = replace(pool_for(layout), hidden=torch.full((SIZE, HIDDEN_SIZE), NAN))
-    keep = make_plan(get_sieve(name), layout, Ask(0.5)).keep
+    keep = make_plan(get_sieve(name), layout, Budget(0.5)).keep
     with torch.no_grad():
-        found = select(get_sieve(name).for_model(HIDDEN_SIZE), pool, layout, Ask(0.5), keep)
+        found = select(get_sieve(name).for_model(HIDDEN_SIZE), pool, layout, Budget(0.5), keep)
     indices = found.selection.indices
     assert (indices.diff() > 0).all()
     assert len(indices) == keep
@@ -182,17 +182,17 @@ def test_a_plan_that_cannot_be_carried_out_is_an_error_that_names_the_sieve(
     keep: Any, message: str
 ) -> None:
     with pytest.raises(SieveError, match=message):
-        make_plan(planning(keep), make_layout(SIZE), Ask(0.5))
+        make_plan(planning(keep), make_layout(SIZE), Budget(0.5))
 
 
 def test_a_plan_that_keeps_nothing_of_the_media_is_refused() -> None:
     with pytest.raises(ValueError, match="'guest' would keep none of 12 tokens"):
-        make_plan(planning(0), make_layout(SIZE), Ask(0.5))
-    assert make_plan(planning(0), make_layout(0), Ask(0.5)).keep == 0
+        make_plan(planning(0), make_layout(SIZE), Budget(0.5))
+    assert make_plan(planning(0), make_layout(0), Budget(0.5)).keep == 0
 
 
 def test_a_plan_may_count_in_numpys_numbers() -> None:
-    assert make_plan(planning(np.int64(3)), make_layout(SIZE), Ask(0.5)).keep == 3
+    assert make_plan(planning(np.int64(3)), make_layout(SIZE), Budget(0.5)).keep == 3
 
 
 def planning(keep: Any) -> type[Sieve]:
@@ -200,7 +200,7 @@ def planning(keep: Any) -> type[Sieve]:
 
     class Planning(Guest):
         @classmethod
-        def plan(cls, layout: Layout, ask: Ask) -> Plan:
+        def plan(cls, layout: Layout, budget: Budget) -> Plan:
             if isinstance(keep, Exception):
                 raise keep
             return Plan(keep)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from ep_serve.sieve import cs2
+from ep_serve.sieve import Plan, cs2
 from ep_serve.sieve.cs2 import CS2Sieve
 from tests.sieve.pools import HIDDEN_SIZE, make_pool, pool_of
 
@@ -62,7 +62,7 @@ def test_scores_of_half_precision_weights_are_not_rounded_to_ties() -> None:
 
 def test_the_best_scores_survive() -> None:
     hidden = torch.tensor([[1.0], [5.0], [-2.0], [4.0], [3.0]])
-    assert FixedScores(1).select(pool_of(hidden), 3).tolist() == [1, 3, 4]
+    assert FixedScores(1).select(pool_of(hidden), Plan(3)).indices.tolist() == [1, 3, 4]
 
 
 @given(scores=st.lists(st.integers(-2, 2), min_size=1, max_size=200), data=st.data())
@@ -70,14 +70,14 @@ def test_equal_scores_fall_to_the_lower_index(scores: list[int], data: st.DataOb
     k = data.draw(st.integers(0, len(scores)))
     pool = pool_of(torch.tensor(scores, dtype=torch.float32)[:, None])
     best_first = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
-    assert FixedScores(1).select(pool, k).tolist() == sorted(best_first[:k])
+    assert FixedScores(1).select(pool, Plan(k)).indices.tolist() == sorted(best_first[:k])
 
 
 def test_a_pool_of_equal_scores_keeps_its_beginning() -> None:
-    kept = FixedScores(1).select(pool_of(torch.zeros(20_000, 1)), 1000)
+    kept = FixedScores(1).select(pool_of(torch.zeros(20_000, 1)), Plan(1000)).indices
     assert torch.equal(kept, torch.arange(1000))
 
 
 def test_scores_too_far_apart_for_a_softmax_still_rank() -> None:
     hidden = torch.tensor([[0.0], [-500.0], [-400.0], [-300.0]])
-    assert FixedScores(1).select(pool_of(hidden), 3).tolist() == [0, 2, 3]
+    assert FixedScores(1).select(pool_of(hidden), Plan(3)).indices.tolist() == [0, 2, 3]

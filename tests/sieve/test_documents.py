@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ep_serve.sieve.base import Plan
 from tests.sieve.pools import make_pool
 
 PAGE = Path(__file__).parents[2] / "docs" / "sieves.md"
@@ -18,7 +19,7 @@ def test_the_example_of_a_sieve_chooses_the_tokens_it_says() -> None:
     names: dict[str, Any] = {}
     exec(example, names)
     pool = make_pool(9)
-    kept = names["LoudestSieve"].for_model(pool.hidden.shape[1]).select(pool, 3)
+    kept = names["LoudestSieve"].for_model(pool.hidden.shape[1]).select(pool, Plan(3)).indices
     dropped = [index for index in range(9) if index not in kept]
     sizes = pool.hidden.norm(dim=1)
     assert kept.tolist() == sorted(kept.tolist())

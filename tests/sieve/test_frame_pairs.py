@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ep_serve.layout import Audio, Image, Kind, Layout, Video, keep_count
-from ep_serve.sieve import Ask
+from ep_serve.sieve import Budget
 from ep_serve.sieve.frame_pairs import find_pairs
 from ep_serve.sieve.omnisift import OmniSiftSieve
 from tests.layout.prompts import Prompt
@@ -48,23 +48,23 @@ def test_pairs_are_consecutive_frames_of_one_clip_with_the_sound_between(layout:
 
 def test_counts_are_cut_as_the_authors_cut_them() -> None:
     # 100 * 0.29 is 28.999... as a Python float, so 28 of 100 tokens are dropped.
-    plan = OmniSiftSieve.plan(clip_layout(2, 100, 100), Ask(rho_audio=0.29, rho_video=0.29))
+    plan = OmniSiftSieve.plan(clip_layout(2, 100, 100), Budget(rho_audio=0.29, rho_video=0.29))
     assert plan.keep == 3 * (100 - 28)
 
 
 def test_a_pair_with_a_single_audio_token_keeps_it() -> None:
     layout = clip_layout(2, 10, 1)
-    assert OmniSiftSieve.plan(layout, Ask(rho_audio=1, rho_video=0.5)).keep == 11
+    assert OmniSiftSieve.plan(layout, Budget(rho_audio=1, rho_video=0.5)).keep == 11
 
 
 def test_sound_stays_where_no_picture_survives() -> None:
     layout = clip_layout(2, 10, 50)
-    assert OmniSiftSieve.plan(layout, Ask(rho_audio=0.5, rho_video=1)).keep == 50
+    assert OmniSiftSieve.plan(layout, Budget(rho_audio=0.5, rho_video=1)).keep == 50
 
 
 def test_a_last_frame_without_a_partner_is_pruned_by_itself() -> None:
     layout = clip_layout(3, 10, 0)
-    assert OmniSiftSieve.plan(layout, Ask(rho_audio=0, rho_video=0.7)).keep == 9
+    assert OmniSiftSieve.plan(layout, Budget(rho_audio=0, rho_video=0.7)).keep == 9
 
 
 def test_the_second_frame_is_kept_whole_where_it_has_another_size() -> None:
@@ -72,7 +72,7 @@ def test_the_second_frame_is_kept_whole_where_it_has_another_size() -> None:
     layout = lay_out(Prompt().add(Video((3, 2, 8), 0.03)))
     (group,) = find_pairs(layout).groups
     assert (group.first.shape, group.second.shape) == ((1, 8), (1, 4))
-    assert OmniSiftSieve.plan(layout, Ask(rho_video=0.5)).keep == 4 + 4
+    assert OmniSiftSieve.plan(layout, Budget(rho_video=0.5)).keep == 4 + 4
 
 
 def test_the_last_pair_takes_all_that_is_heard_after_it() -> None:
@@ -96,13 +96,13 @@ def test_a_sound_of_its_own_falls_to_the_clip_before_it_only_if_asked_to() -> No
 
 
 def test_a_sound_without_a_picture_keeps_evenly_spaced_tokens() -> None:
-    plan = OmniSiftSieve.plan(lay_out(Prompt().add(Audio(10))), Ask(rho_audio=0.8))
+    plan = OmniSiftSieve.plan(lay_out(Prompt().add(Audio(10))), Budget(rho_audio=0.8))
     assert plan.fixed.tolist() == [2, 7]
 
 
 def test_images_are_kept_on_top() -> None:
     prompt = Prompt().add(Image((1, 4, 6))).add(Video((4, 8, 8), 1.0))
-    assert OmniSiftSieve.budget(lay_out(prompt), 0.25) == 6 + 16
+    assert OmniSiftSieve.plan(lay_out(prompt), Budget(0.25)).keep == 6 + 16
 
 
 @quick
@@ -116,14 +116,14 @@ def test_a_keep_ratio_is_met_to_within_one_token_per_pair(
     tolerance = sum(len(group.first) for group in pairs.groups) + len(pairs.lone_sounds)
     assume(asked >= tolerance)  # one token of every frame stays
     assume(all(group.frames_match or not group.second.size for group in pairs.groups))
-    assert abs(OmniSiftSieve.budget(layout, keep_ratio) - images - asked) <= tolerance
+    assert abs(OmniSiftSieve.plan(layout, Budget(keep_ratio)).keep - images - asked) <= tolerance
 
 
 @quick
 @given(layout=LAYOUTS, keep_ratio=ratios)
 def test_the_rates_of_a_keep_ratio_give_the_same_plan(layout: Layout, keep_ratio: float) -> None:
-    plan = OmniSiftSieve.plan(layout, Ask(keep_ratio))
-    rates = Ask(rho_audio=plan.rho_audio, rho_video=plan.rho_video)
+    plan = OmniSiftSieve.plan(layout, Budget(keep_ratio))
+    rates = Budget(rho_audio=plan.rho_audio, rho_video=plan.rho_video)
     again = OmniSiftSieve.plan(layout, rates)
     assert (again.keep, again.fixed.tolist()) == (plan.keep, plan.fixed.tolist())
 
@@ -131,7 +131,7 @@ def test_the_rates_of_a_keep_ratio_give_the_same_plan(layout: Layout, keep_ratio
 @quick
 @given(layout=LAYOUTS, keep_ratio=ratios)
 def test_no_frame_vanishes_at_a_keep_ratio(layout: Layout, keep_ratio: float) -> None:
-    assert OmniSiftSieve.plan(layout, Ask(keep_ratio)).rho_video < 1
+    assert OmniSiftSieve.plan(layout, Budget(keep_ratio)).rho_video < 1
 
 
 @pytest.mark.parametrize(("keep_ratio", "rates"), [(0.35, (0.4, 0.67)), (0.25, (0.5, 0.77))])
@@ -139,5 +139,5 @@ def test_the_published_ratios_are_mapped_to_the_published_rates(
     keep_ratio: float, rates: tuple[float, float]
 ) -> None:
     # 312 tokens a second of picture and 25 of sound: 2 of 27 tokens are sound.
-    plan = OmniSiftSieve.plan(clip_layout(60, 312, 1500), Ask(keep_ratio))
+    plan = OmniSiftSieve.plan(clip_layout(60, 312, 1500), Budget(keep_ratio))
     assert (plan.rho_audio, plan.rho_video) == pytest.approx(rates, abs=0.02)

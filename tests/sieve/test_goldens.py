@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ep_serve.layout import keep_count
 from ep_serve.sieve import Pool
+from ep_serve.sieve.base import Plan
 from ep_serve.sieve.cs2 import CS2Sieve
 from tests.goldens import CASES, CHECKPOINT, load_case, needs_goldens
 from tests.reference_refiner import ReferenceRefiner
@@ -65,5 +66,5 @@ def test_from_embeddings_the_same_tokens_survive(case: str) -> None:
         positions=tensors["rope.position_ids"][:3, in_prompt],
         media=torch.zeros(size, dtype=torch.int32),
     )
-    kept = load_sieve().select(pool, keep_count(size, facts["compression_ratio"]))
+    kept = load_sieve().select(pool, Plan(keep_count(size, facts["compression_ratio"]))).indices
     assert torch.equal(in_prompt[kept], tensors["select.kept_av_indices"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from ep_serve.layout import Layout
-from ep_serve.sieve import Ask, Pool, omnisift
+from ep_serve.sieve import Budget, Pool, omnisift
 from ep_serve.sieve.omnisift import OmniSiftPlan, OmniSiftSieve
 from tests.sieve.pools import HIDDEN_SIZE, LAYOUTS, clip_layout, pool_for
 
@@ -59,17 +59,17 @@ def test_it_keeps_what_the_rules_keep(
     layout: Layout, rho_audio: float, rho_video: float, seed: int
 ) -> None:
     pool = pool_for(layout, seed)
-    plan = OmniSiftSieve.plan(layout, Ask(rho_audio=rho_audio, rho_video=rho_video))
-    kept = load_sieve().reduce(pool, plan).indices
+    plan = OmniSiftSieve.plan(layout, Budget(rho_audio=rho_audio, rho_video=rho_video))
+    kept = load_sieve().select(pool, plan).indices
     assert kept.tolist() == one_by_one(pool, plan)
 
 
 def test_chunks_do_not_change_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = clip_layout(9, 12, 230)
-    plan = OmniSiftSieve.plan(layout, Ask())
-    whole = load_sieve().reduce(pool_for(layout), plan).indices
+    plan = OmniSiftSieve.plan(layout, Budget())
+    whole = load_sieve().select(pool_for(layout), plan).indices
     monkeypatch.setattr(omnisift, "_CHUNK_TOKENS", 30)
-    assert torch.equal(load_sieve().reduce(pool_for(layout), plan).indices, whole)
+    assert torch.equal(load_sieve().select(pool_for(layout), plan).indices, whole)
 
 
 def test_parameters_are_named_as_in_the_checkpoint() -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ep_serve.layout import Kind
-from ep_serve.sieve import Ask, Pool
+from ep_serve.sieve import Budget, Pool
 from ep_serve.sieve.frame_pairs import PairGroup
 from ep_serve.sieve.omnisift import OmniSiftSieve
 from tests.goldens import OMNISIFT, load_case, needs_goldens
@@ -58,11 +58,11 @@ def pool_of_case(source: str) -> Pool:
 def keep_mask(facts: dict[str, Any], *, straddle_clips: bool) -> torch.Tensor:
     """(L,) bool, the prompt positions that stay."""
     layout = layout_of(facts["source"])
-    ask = Ask(rho_audio=facts["rho_audio"], rho_video=facts["rho_video"])
-    plan = OmniSiftSieve.plan(layout, ask, straddle_clips=straddle_clips)
+    budget = Budget(rho_audio=facts["rho_audio"], rho_video=facts["rho_video"])
+    plan = OmniSiftSieve.plan(layout, budget, straddle_clips=straddle_clips)
     keep = torch.from_numpy(~layout.is_av)
     (av,) = torch.from_numpy(layout.is_av).nonzero(as_tuple=True)
-    keep[av[load_sieve().reduce(pool_of_case(facts["source"]), plan).indices]] = True
+    keep[av[load_sieve().select(pool_of_case(facts["source"]), plan).indices]] = True
     return keep
 
 
@@ -73,8 +73,8 @@ def test_there_are_32_cases() -> None:
 @all_cases
 def test_the_counts_are_known_from_the_layout(facts: dict[str, Any]) -> None:
     layout = layout_of(facts["source"])
-    ask = Ask(rho_audio=facts["rho_audio"], rho_video=facts["rho_video"])
-    plan = OmniSiftSieve.plan(layout, ask, straddle_clips=True)
+    budget = Budget(rho_audio=facts["rho_audio"], rho_video=facts["rho_video"])
+    plan = OmniSiftSieve.plan(layout, budget, straddle_clips=True)
     assert plan.keep == facts["kept_video"] + facts["kept_audio"] + layout.count(Kind.IMAGE)
     assert layout.num_text + plan.keep == facts["L_reduced"]
 
@@ -102,8 +102,8 @@ def test_one_clip_needs_no_straddling(facts: dict[str, Any]) -> None:
 @pytest.mark.parametrize("facts", WITH_SOUND, ids=name_of)
 def test_audio_scores_equal_the_official_ones(facts: dict[str, Any]) -> None:
     golden = load_file(OMNISIFT / "cases" / f"{facts['case']}.safetensors")
-    ask = Ask(rho_audio=facts["rho_audio"], rho_video=facts["rho_video"])
-    plan = OmniSiftSieve.plan(layout_of(facts["source"]), ask, straddle_clips=True)
+    budget = Budget(rho_audio=facts["rho_audio"], rho_video=facts["rho_video"])
+    plan = OmniSiftSieve.plan(layout_of(facts["source"]), budget, straddle_clips=True)
     hidden = pool_of_case(facts["source"]).hidden
     scores: dict[int, torch.Tensor] = {}
     for group in plan.pairs.groups:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from ep_serve.layout import Audio, Kind, Layout, Video
-from ep_serve.sieve import Ask, Pool, omnizip
+from ep_serve.sieve import Budget, Pool, omnizip
 from ep_serve.sieve.omnizip import (
     OmniZipSieve,
     choose_sound,
@@ -32,7 +32,7 @@ def heard_first(layout: Layout, kept: int) -> torch.Tensor:
 
 def test_the_most_salient_sound_and_every_step_th_anchor_stay() -> None:
     layout = clip_layout(4, 10, 100)
-    plan = OmniZipSieve.plan(layout, Ask(rho_audio=0.3))
+    plan = OmniZipSieve.plan(layout, Budget(rho_audio=0.3))
     saliency = torch.rand(100, generator=torch.Generator().manual_seed(0))
     salient, rest = choose_sound(saliency, plan.sounds)
     assert set(salient.nonzero().flatten().tolist()) == set(saliency.topk(70).indices.tolist())
@@ -43,7 +43,7 @@ def test_the_most_salient_sound_and_every_step_th_anchor_stay() -> None:
 
 def test_sounds_are_chosen_one_by_one() -> None:
     layout = lay_out(Prompt().add(Audio(40)).add(Audio(60)))
-    plan = OmniZipSieve.plan(layout, Ask(rho_audio=0.5))
+    plan = OmniZipSieve.plan(layout, Budget(rho_audio=0.5))
     salient, _ = choose_sound(torch.arange(100.0), plan.sounds)
     assert salient.nonzero().flatten().tolist() == [*range(20, 40), *range(70, 100)]
 
@@ -72,8 +72,8 @@ def test_anchors_take_in_the_three_dropped_tokens_most_like_them(
 
 def test_anchors_are_the_only_states_that_change() -> None:
     layout = clip_layout(4, 10, 100)
-    plan, pool = OmniZipSieve.plan(layout, Ask()), pool_for(layout)
-    kept = OmniZipSieve().reduce(pool, plan)
+    plan, pool = OmniZipSieve.plan(layout, Budget()), pool_for(layout)
+    kept = OmniZipSieve().select(pool, plan)
     assert kept.hidden is not None
     changed = (kept.hidden != pool.hidden[kept.indices]).any(dim=1)
     assert changed.sum() == len(plan.sounds.merges[0].anchors)
@@ -84,14 +84,14 @@ def test_the_pool_itself_is_left_as_it_was() -> None:
     layout = clip_layout(4, 10, 100)
     pool = pool_for(layout)
     before = pool.hidden.clone()
-    OmniZipSieve().reduce(pool, OmniZipSieve.plan(layout, Ask()))
+    OmniZipSieve().select(pool, OmniZipSieve.plan(layout, Budget()))
     assert torch.equal(pool.hidden, before)
 
 
 def test_a_windows_share_grows_from_a_quarter_to_0_65_with_its_sound() -> None:
     # Two windows; the first keeps all of its sound. A budget of what the paper's rates keep.
     layout = clip_layout(4, 100, 100)
-    plan = OmniZipSieve.plan(layout, Ask(rho_video=1 - (0.65 + 0.25) / 2))
+    plan = OmniZipSieve.plan(layout, Budget(rho_video=1 - (0.65 + 0.25) / 2))
     shares = window_shares(heard_first(layout, 50), plan.frames, plan.keep_video)
     assert shares.tolist() == pytest.approx([0.65, 0.25])
 
@@ -99,7 +99,7 @@ def test_a_windows_share_grows_from_a_quarter_to_0_65_with_its_sound() -> None:
 @pytest.mark.parametrize("keep_video", [1, 40, 180, 300, 399, 400])
 def test_the_shares_meet_the_budget_and_keep_their_order(keep_video: int) -> None:
     layout = clip_layout(4, 100, 100)
-    frames = OmniZipSieve.plan(layout, Ask()).frames
+    frames = OmniZipSieve.plan(layout, Budget()).frames
     first, second = window_shares(heard_first(layout, 50), frames, keep_video).tolist()
     assert 200 * (first + second) == pytest.approx(keep_video)
     assert 0 < second <= first <= 1
@@ -107,7 +107,7 @@ def test_the_shares_meet_the_budget_and_keep_their_order(keep_video: int) -> Non
 
 def test_a_window_without_sound_keeps_the_average_share() -> None:
     layout = clip_layout(6, 100, 60)  # the sound ends in the second of three windows
-    plan = OmniZipSieve.plan(layout, Ask(rho_video=0.6))
+    plan = OmniZipSieve.plan(layout, Budget(rho_video=0.6))
     shares = window_shares(heard_first(layout, 50), plan.frames, plan.keep_video).tolist()
     assert shares[2] == pytest.approx(0.4)
     assert shares[0] > shares[1]
@@ -115,14 +115,14 @@ def test_a_window_without_sound_keeps_the_average_share() -> None:
 
 def test_a_silent_clip_keeps_as_much_of_every_frame() -> None:
     layout = clip_layout(5, 20, 0)
-    plan = OmniZipSieve.plan(layout, Ask(rho_video=0.6))
-    kept = OmniZipSieve().reduce(pool_for(layout), plan).indices
+    plan = OmniZipSieve.plan(layout, Budget(rho_video=0.6))
+    kept = OmniZipSieve().select(pool_for(layout), plan).indices
     assert torch.bincount(kept // 20).tolist() == [8] * 5
 
 
 def test_windows_last_two_seconds_and_frames_take_turns() -> None:
     # Half a second a frame: four frames in a window of 50 audio tokens.
-    frames = OmniZipSieve.plan(clip_layout(10, 6, 130, 0.5), Ask()).frames
+    frames = OmniZipSieve.plan(clip_layout(10, 6, 130, 0.5), Budget()).frames
     assert frames.window.tolist() == [0] * 4 + [1] * 4 + [2] * 2
     assert frames.previous.tolist() == [-1, 0, -1, 2, -1, 4, -1, 6, -1, 8]
     assert frames.sound.tolist() == [[0, 50], [50, 100], [100, 130]]
@@ -130,7 +130,7 @@ def test_windows_last_two_seconds_and_frames_take_turns() -> None:
 
 def test_windows_do_not_straddle_two_clips() -> None:
     clip = Video((1, 2, 8), 1.0, 25)
-    frames = OmniZipSieve.plan(lay_out(Prompt().add(clip).add(clip)), Ask()).frames
+    frames = OmniZipSieve.plan(lay_out(Prompt().add(clip).add(clip)), Budget()).frames
     assert frames.window.tolist() == [0, 1]
     assert frames.previous.tolist() == [-1, -1]
     assert frames.sound.tolist() == [[0, 25], [25, 50]]
@@ -138,7 +138,7 @@ def test_windows_do_not_straddle_two_clips() -> None:
 
 def test_a_second_frame_keeps_what_differs_most_from_the_first() -> None:
     layout = clip_layout(2, 8, 0)
-    plan, pool = OmniZipSieve.plan(layout, Ask(rho_video=0.5)), pool_for(layout)
+    plan, pool = OmniZipSieve.plan(layout, Budget(rho_video=0.5)), pool_for(layout)
     shares = torch.full((1,), 0.5, dtype=torch.float64)
     kept = choose_video(pool.hidden, plan.frames, shares, plan.keep_video)
     similar = F.cosine_similarity(pool.hidden[8:], pool.hidden[:8], dim=-1)
@@ -169,11 +169,11 @@ def test_cluster_scores_are_density_times_distance(seed: int, size: int) -> None
 
 def test_chunks_do_not_change_the_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = clip_layout(9, 12, 230)
-    plan, pool = OmniZipSieve.plan(layout, Ask(0.3)), pool_for(layout)
-    whole = OmniZipSieve().reduce(pool, plan)
+    plan, pool = OmniZipSieve.plan(layout, Budget(0.3)), pool_for(layout)
+    whole = OmniZipSieve().select(pool, plan)
     monkeypatch.setattr(omnizip, "_CHUNK_TOKENS", 30)
     monkeypatch.setattr(omnizip, "_CHUNK_NUMBERS", 300)
-    parts = OmniZipSieve().reduce(pool, plan)
+    parts = OmniZipSieve().select(pool, plan)
     assert torch.equal(whole.indices, parts.indices)
     assert whole.hidden is not None
     assert parts.hidden is not None
@@ -186,12 +186,12 @@ def test_missing_saliency_is_refused(saliency: torch.Tensor | None) -> None:
     pool = pool_for(layout)
     pool = Pool(pool.hidden, pool.kinds, pool.positions, pool.media, saliency)
     with pytest.raises(ValueError, match="for each of 100 audio tokens"):
-        OmniZipSieve().reduce(pool, OmniZipSieve.plan(layout, Ask()))
+        OmniZipSieve().select(pool, OmniZipSieve.plan(layout, Budget()))
 
 
 def test_without_sound_no_saliency_is_needed() -> None:
     layout = clip_layout(4, 10, 0)
     pool = pool_for(layout)
     pool = Pool(pool.hidden, pool.kinds, pool.positions, pool.media)
-    plan = OmniZipSieve.plan(layout, Ask(0.3))
-    assert len(OmniZipSieve().reduce(pool, plan).indices) == 12
+    plan = OmniZipSieve.plan(layout, Budget(0.3))
+    assert len(OmniZipSieve().select(pool, plan).indices) == 12

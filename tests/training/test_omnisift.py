@@ -11,7 +11,7 @@ import torch
 
 from ep_serve.checkpoint.config import load_config, text_config
 from ep_serve.layout import Layout
-from ep_serve.sieve import Ask
+from ep_serve.sieve import Budget
 from ep_serve.sieve.omnisift import OmniSiftSieve
 from ep_serve.training.model.batch import Batch, Example, collate
 from ep_serve.training.model.omnisift import select_with_gradient
@@ -25,9 +25,9 @@ KEEP_RATIO = 0.3
 def test_it_keeps_what_the_served_sieve_keeps(keep_ratio: float) -> None:
     layout = clip_layout(6, 9, 150)
     sieve, pool = OmniSiftSieve(HIDDEN_SIZE), pool_for(layout)
-    plan = OmniSiftSieve.plan(layout, Ask(keep_ratio))
+    plan = OmniSiftSieve.plan(layout, Budget(keep_ratio))
     kept, factor = select_with_gradient(sieve, pool, plan)
-    assert torch.equal(kept, sieve.reduce(pool, plan).indices)
+    assert torch.equal(kept, sieve.select(pool, plan).indices)
     assert torch.equal(factor, torch.ones(pool.size))
 
 
@@ -66,7 +66,7 @@ def test_every_prompt_keeps_as_many_tokens_as_when_it_is_served(
     thinker: Thinker, batch: Batch, layouts: list[Layout]
 ) -> None:
     kept = (thinker(batch).kept & batch.is_av).sum(1).tolist()
-    assert kept == [OmniSiftSieve.budget(layout, KEEP_RATIO) for layout in layouts]
+    assert kept == [OmniSiftSieve.plan(layout, Budget(KEEP_RATIO)).keep for layout in layouts]
 
 
 def test_the_selector_learns_and_the_refiner_is_not_used(thinker: Thinker, batch: Batch) -> None:

@@ -18,7 +18,7 @@ from ep_serve.layout import Kind
 from ep_serve.rope import channel_rows
 from ep_serve.scenes.encoding import Encoding, encode
 from ep_serve.scenes.scene import make_scene
-from ep_serve.sieve import Ask, Pool, get_sieve
+from ep_serve.sieve import Budget, Pool, get_sieve
 from ep_serve.sieve.cs2 import CS2Sieve
 from ep_serve.training.data.conversations import ExampleBuilder, FrozenTowers, read_conversations
 from ep_serve.training.model.architecture import BOUNDS
@@ -119,8 +119,8 @@ def served(
         positions=positions[:, is_av],
         media=torch.from_numpy(layout.media)[is_av],
     )
-    plan = get_sieve("cs2").plan(layout, Ask(keep_ratio))
-    chosen = is_av.nonzero().squeeze(1)[sieve.reduce(pool, plan).indices]
+    plan = get_sieve("cs2").plan(layout, Budget(keep_ratio))
+    chosen = is_av.nonzero().squeeze(1)[sieve.select(pool, plan).indices]
     return refined, torch.cat([(~is_av).nonzero().squeeze(1), chosen]).sort().values
 
 

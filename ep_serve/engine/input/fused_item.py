@@ -21,7 +21,7 @@ from vllm.multimodal.inputs import (
 )
 
 from ep_serve.layout import Kind, Layout
-from ep_serve.sieve import Ask
+from ep_serve.sieve import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,7 +63,7 @@ class FusedItem:
     """(L,) index of the medium, -1 for text."""
     positions: torch.Tensor
     """(3, L) rotary positions, those of the full prompt."""
-    ask: Ask
+    budget: Budget
     """How much to keep, for the sieve's plan."""
     return_selection: bool
     """Somebody wants to know which tokens survive."""
@@ -155,7 +155,7 @@ def cover(layout: Layout, keep: int, *, whole: bool) -> Span:
 def pack(
     key: bytes,
     span: Span,
-    ask: Ask,
+    budget: Budget,
     features: Sequence[MediumFeatures],
     dtype: torch.dtype,
     *,
@@ -171,8 +171,8 @@ def pack(
         "kinds": torch.from_numpy(layout.kinds),
         "media": torch.from_numpy(layout.media),
         "positions": torch.from_numpy(layout.positions),
-        "ask": torch.tensor(
-            [_number(n) for n in (ask.keep_ratio, ask.rho_audio, ask.rho_video)],
+        "budget": torch.tensor(
+            [_number(n) for n in (budget.keep_ratio, budget.rho_audio, budget.rho_video)],
             dtype=torch.float64,
         ),
         "return_selection": torch.tensor(return_selection),
@@ -236,7 +236,7 @@ def _unpack_one(fields: dict[str, Any]) -> FusedItem:
         kinds=fields["kinds"],
         media=fields["media"],
         positions=fields["positions"],
-        ask=Ask(*(None if math.isnan(n) else n for n in fields["ask"].tolist())),
+        budget=Budget(*(None if math.isnan(n) else n for n in fields["budget"].tolist())),
         return_selection=bool(fields["return_selection"]),
         keep=keep,
         start=start,

@@ -49,7 +49,7 @@ from ep_serve.layout import (
     build_layout,
     spread,
 )
-from ep_serve.sieve import Ask, get_sieve
+from ep_serve.sieve import Budget, get_sieve
 from ep_serve.sieve.checks import SieveError, make_plan
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Reduction:
 
     key: bytes
     """That of the fused item."""
-    ask: Ask
+    budget: Budget
     prompt_ids: list[int]
     """Stand-in for the reduced prompt: its text, and AV tokens where survivors may be."""
     full: dict[str, int]
@@ -88,14 +88,14 @@ class Reduction:
     @property
     def keep_ratio(self) -> float:
         """The ratio that was asked for, or the one that the rates came to."""
-        if self.ask.keep_ratio is not None:
-            return self.ask.keep_ratio
+        if self.budget.keep_ratio is not None:
+            return self.budget.keep_ratio
         return round(self.kept / max(1, sum(self.full.values())), 4)
 
     @property
     def rates(self) -> dict[str, float]:
         """The rates of sieves that tell sound and picture apart, as far as they were given."""
-        rates = {"rho_audio": self.ask.rho_audio, "rho_video": self.ask.rho_video}
+        rates = {"rho_audio": self.budget.rho_audio, "rho_video": self.budget.rho_video}
         return {name: rate for name, rate in rates.items() if rate is not None}
 
 
@@ -145,7 +145,7 @@ class ReducingProcessingInfo(Qwen2_5OmniThinkerProcessingInfo):
         return {MODALITY: seq_len}
 
     @property
-    def hears(self) -> bool:
+    def has_audio(self) -> bool:
         """Whether the audio tower exists (`limit_mm_per_prompt`)."""
         return self.allowed_mm_limits["audio"] > 0
 
@@ -191,7 +191,7 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
                 self.media.remember_id(medium, name)
         with timing_ctx.record("layout"), metrics().timed("layout"):
             layout = build_layout(inputs.prompt, shapes, self.info.tokens)
-            span = self._plan(layout, options.ask)
+            span = self._plan(layout, options.budget)
         key = self._item_key(span, options, keys)
         unsent = None
         if inputs.cache is not None and inputs.cache.is_cached_item(key.hex()):
@@ -203,7 +203,7 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
                 fresh = pack(
                     key,
                     span,
-                    options.ask,
+                    options.budget,
                     features,
                     self.info.ctx.model_config.dtype,
                     return_selection=options.return_selection,
@@ -213,7 +213,7 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
                     unsent = (key.hex(), fresh)
                 elif inputs.cache is not None:
                     item = _update(inputs.cache, key, fresh)
-        reduction = _describe(key, layout, span, options.ask)
+        reduction = _describe(key, layout, span, options.budget)
         if options.return_selection:
             av = layout.is_av
             pool = PoolShape(shapes, layout.kinds[av], layout.media[av])
@@ -226,7 +226,7 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
 
     def _options(self, inputs: ProcessorInputs) -> MediaOptions:
         options = self.info.settings.merge(inputs.hf_processor_mm_kwargs)
-        return options if self.info.hears else options.model_copy(update={"sound": False})
+        return options if self.info.has_audio else options.model_copy(update={"sound": False})
 
     def _media_in_prompt_order(self, inputs: ProcessorInputs) -> list[tuple[Any, MediaId | None]]:
         """The media with their client-given ids, as their placeholders come in the prompt."""
@@ -251,7 +251,7 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
             for modality, medium, name in given
         ]
 
-    def _plan(self, layout: Layout, ask: Ask) -> Span:
+    def _plan(self, layout: Layout, budget: Budget) -> Span:
         """Decide how much is kept, and which part of the prompt the item covers."""
         settings = self.info.settings
         if layout.length > settings.max_full_tokens:
@@ -261,9 +261,9 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
                 parameter="messages",
             )
         try:
-            keep = int(make_plan(get_sieve(settings.sieve), layout, ask).keep)
+            keep = int(make_plan(get_sieve(settings.sieve), layout, budget).keep)
         except ValueError as error:
-            parameter = "rho_video" if ask.has_rho else "keep_ratio"
+            parameter = "rho_video" if budget.has_rho else "keep_ratio"
             raise VLLMValidationError(str(error), parameter=parameter) from None
         except SieveError as error:
             raise VLLMServerError(str(error)) from error
@@ -285,7 +285,7 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
             str(self.info.model_id).encode(),
             self.info.settings.sieve.encode(),
             repr(
-                (options.ask, options.return_selection, span.start, span.after, span.delta)
+                (options.budget, options.return_selection, span.start, span.after, span.delta)
             ).encode(),
             span.layout.token_ids.tobytes(),
             span.layout.positions.tobytes(),
@@ -313,12 +313,12 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
         for tokens, ratio in ((length, sequence / length / 2), (min(length, sequence) // 2, 1.0)):
             features = _blank_video(tokens - 4, model_config.dtype)
             layout = build_layout(prompt, [features.shape], self.info.tokens)
-            ask = Ask(min(1.0, ratio))
-            span = self._plan(layout, ask)
+            budget = Budget(min(1.0, ratio))
+            span = self._plan(layout, budget)
             if layout.num_text + span.keep <= sequence:
                 break
-        item = pack(PROFILING_KEY, span, ask, [features], model_config.dtype)
-        return _reduced_input(_describe(PROFILING_KEY, layout, span, ask), span, item)
+        item = pack(PROFILING_KEY, span, budget, [features], model_config.dtype)
+        return _reduced_input(_describe(PROFILING_KEY, layout, span, budget), span, item)
 
     # Never reached: `apply` is replaced. vLLM declares them abstract.
 
@@ -345,13 +345,13 @@ def _update(
     return cast("MultiModalKwargsItem | None", sent)
 
 
-def _describe(key: bytes, layout: Layout, span: Span, ask: Ask) -> Reduction:
+def _describe(key: bytes, layout: Layout, span: Span, budget: Budget) -> Reduction:
     stand_in = ~layout.is_av
     (av,) = layout.is_av.nonzero()
     stand_in[av[spread(layout.num_av, span.keep)]] = True
     return Reduction(
         key=key,
-        ask=ask,
+        budget=budget,
         prompt_ids=layout.token_ids[stand_in].tolist(),
         full={kind.name.lower(): count for kind, count in layout.counts().items()},
         full_length=layout.length,

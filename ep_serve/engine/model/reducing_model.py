@@ -77,11 +77,11 @@ class Qwen2_5OmniReducedForConditionalGeneration(  # noqa: N801  beside the offi
         self.statistics = WorkerStatistics(collected=outcomes.collected(vllm_config))
         cache_bytes = int(self.settings.engine.tower_cache_gib * 2**30)
         sieve = get_sieve(self.settings.sieve)
-        hears = self.multimodal_config.get_limit_per_prompt("audio") > 0
+        has_audio = self.multimodal_config.get_limit_per_prompt("audio") > 0
         self.towers = Towers(
             self,
             TowerCache(cache_bytes, self.statistics.totals),
-            listens=sieve.uses_saliency and hears,
+            hooks_attention=sieve.uses_saliency and has_audio,
         )
         if get_pp_group().is_first_rank:
             self.sieve = sieve.for_model(self.config.text_config.hidden_size)
@@ -185,7 +185,7 @@ class Qwen2_5OmniReducedForConditionalGeneration(  # noqa: N801  beside the offi
 
     def _choose(self, item: FusedItem, pool: Pool) -> Selection:
         """The sieve's choice; evenly spaced tokens where it fails, and the request will be told."""
-        checked = checks.select(self.sieve, pool, item.layout, item.ask, item.keep)
+        checked = checks.select(self.sieve, pool, item.layout, item.budget, item.keep)
         if item.key != PROFILING_KEY:
             kinds = pool.kinds[checked.selection.indices]
             self.statistics.record_item(item, self.settings.sieve, kinds, checked)

@@ -85,27 +85,27 @@ class TowerCache:
         self._totals.tower_cache_bytes = 0
 
 
-class Listener:
+class AttentionHook:
     """Hears what the audio tower's last attention layer is asked, for the sieves' saliency."""
 
     def __init__(self, audio_tower: Any) -> None:
-        self._heard: tuple[torch.Tensor, torch.Tensor, list[int]] | None = None
+        self._captured: tuple[torch.Tensor, torch.Tensor, list[int]] | None = None
         attention = audio_tower.layers[-1].self_attn
-        attention.register_forward_pre_hook(self._listen, with_kwargs=True)
+        attention.register_forward_pre_hook(self._capture, with_kwargs=True)
 
-    def _listen(self, attention: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    def _capture(self, attention: Any, args: Any, kwargs: dict[str, Any]) -> None:
         states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         query, key = (
             project(states).unflatten(1, (attention.num_heads, -1)).transpose(0, 1)
             for project in (attention.q_proj, attention.k_proj)
         )
-        self._heard = query, key, kwargs["cu_seqlens"].tolist()
+        self._captured = query, key, kwargs["cu_seqlens"].tolist()
 
     def saliency(self, mel_frames: Sequence[int], tokens: Sequence[int]) -> list[torch.Tensor]:
         """(n,) float32 for each sound of the pass that just ended."""
-        assert self._heard is not None, "the audio tower has run"
-        query, key, borders = self._heard
-        self._heard = None
+        assert self._captured is not None, "the audio tower has run"
+        query, key, borders = self._captured
+        self._captured = None
         frames = [(mel - 1) // 2 + 1 for mel in mel_frames]  # the tower's convolution halves them
         return list(windowed_saliency(query, key, borders, frames).split(list(tokens)))
 
@@ -122,10 +122,10 @@ class _Piece:
 class Towers:
     """Runs the towers of a model for what the cache does not hold."""
 
-    def __init__(self, model: Any, cache: TowerCache, *, listens: bool = False) -> None:
+    def __init__(self, model: Any, cache: TowerCache, *, hooks_attention: bool = False) -> None:
         self._model = model
         self.cache = cache
-        self._listener = Listener(model.audio_tower) if listens else None
+        self._attention_hook = AttentionHook(model.audio_tower) if hooks_attention else None
 
     def encode(self, items: Sequence[FusedItem]) -> list[ItemOutputs]:
         """The outputs for each item, on the device. Equal media of a batch are computed once."""
@@ -188,8 +188,8 @@ class Towers:
             }
         )
         saliency: Sequence[torch.Tensor | None] = [None] * len(outputs)
-        if self._listener is not None:
-            saliency = self._listener.saliency(frames, [len(output) for output in outputs])
+        if self._attention_hook is not None:
+            saliency = self._attention_hook.saliency(frames, [len(output) for output in outputs])
         for key, output, received in zip(media, outputs, saliency, strict=True):
             yield key, Output(output, received)
 

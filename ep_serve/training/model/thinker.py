@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ep_serve.checkpoint.config import ReductionConfig, head_dim, text_config
 from ep_serve.rope import channel_rows, gather_cos_sin
-from ep_serve.sieve import Ask, Pool, get_sieve
+from ep_serve.sieve import Budget, Plan, Pool, get_sieve
 from ep_serve.sieve.cs2 import CS2Sieve
 from ep_serve.sieve.omnisift import OmniSiftSieve
 from ep_serve.training.model.batch import Batch
@@ -171,7 +171,7 @@ class Thinker(nn.Module):
         chosen = torch.zeros_like(batch.valid)
         for row, keep in enumerate(batch.keep.tolist()):
             places, pool = _pool(refined, batch, row)
-            chosen[row, places[sieve.select(pool, keep)]] = True
+            chosen[row, places[sieve.select(pool, Plan(keep)).indices]] = True
         return chosen
 
     def _select_omnisift(self, embeddings: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -180,7 +180,7 @@ class Thinker(nn.Module):
         factor = torch.ones(batch.valid.shape, device=embeddings.device)
         for row, ratio in enumerate(batch.keep_ratios.tolist()):
             places, pool = _pool(embeddings, batch, row)
-            plan = OmniSiftSieve.plan(batch.layout(row), Ask(ratio))
+            plan = OmniSiftSieve.plan(batch.layout(row), Budget(ratio))
             with torch.autocast(embeddings.device.type, enabled=False):  # as in `_score`
                 kept, own = select_with_gradient(self.compressor, pool, plan)
             chosen[row, places[kept]] = True

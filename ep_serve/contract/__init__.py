@@ -1,1 +1,1 @@
-"""What clients may send and how far it is bounded; engine and gateway read the same tables."""
+"""Request fields, their bounds and supported media formats, shared by engine and gateway."""

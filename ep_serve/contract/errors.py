@@ -1,10 +1,10 @@
-"""What engine and gateway raise for a request they do not serve."""
+"""The error that engine and gateway raise for an invalid request."""
 
 from __future__ import annotations
 
 
 class FieldError(ValueError):
-    """A field of a request that is out of bounds.
+    """A request field that is invalid or out of bounds.
 
     Attributes:
         field: path of the field in the request body, such as `response_format.json_schema.schema`.

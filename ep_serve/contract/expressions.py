@@ -1,10 +1,9 @@
-"""Regular expressions and EBNF grammars as trees, and what they cost a grammar matcher.
+"""Parse regular expressions and EBNF grammars and estimate their cost for a grammar matcher.
 
 xgrammar 0.2.8 compiles either into rules for an Earley parser that runs over the whole vocabulary
-for each sampled token, inside a step of the engine. What makes such a step slow is not the length
-of an expression but parts that may be empty or repeat, without a literal between them:
-`([a-z]?){64}` takes seconds for one token, `root ::= root root root | ""` does not come back.
-`Shape.adjacent` counts them.
+for each sampled token, inside an engine step. Such a step is slow not because of the length of an
+expression but because of adjacent parts that may be empty or repeat: `([a-z]?){64}` takes seconds
+for one token, `root ::= root root root | ""` never returns. `ExpressionCost.adjacent` counts them.
 """
 
 from __future__ import annotations
@@ -16,21 +15,21 @@ from dataclasses import dataclass, replace
 from ep_serve.contract.errors import FieldError
 
 MAX_NESTING = 64
-"""Groups inside each other."""
+"""Nesting depth of groups."""
 MAX_REPEAT = 10_000
 """Largest number in `{m,n}`."""
 MAX_ADJACENT = 8
-"""Parts that may be empty or repeat, right behind each other."""
+"""Adjacent parts that may be empty or repeat."""
 MAX_STATES = 512
-"""Character classes of a request once its repetitions are written out. Each is compiled against the
+"""Character classes of a request once its repetitions are unrolled. Each is compiled against the
 whole vocabulary: 40 to 100 ms with 152,000 tokens and two cores."""
 COMPRESSED = 128
-"""Longer repetitions of a part are counted instead of written out."""
+"""Longer repetitions of a part are counted instead of unrolled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Empty:
-    """Matches nothing: the empty string, an anchor."""
+    """Matches the empty string, as anchors do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +45,28 @@ class Atom:
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """The rule of this name."""
+    """A reference to a rule."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Seq:
-    """One behind the other."""
+    """A sequence of expressions."""
 
     items: tuple[Expr, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Alt:
-    """One of them."""
+    """A choice of expressions."""
 
     items: tuple[Expr, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """`low` to `high` times, None for any number."""
+    """`item` repeated `low` to `high` times; None for no upper bound."""
 
     item: Expr
     low: int
@@ -78,105 +77,106 @@ Expr = Empty | Atom | Ref | Seq | Alt | Repeat
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """What an expression costs.
+class ExpressionCost:
+    """Properties of an expression that determine the cost of matching it.
 
     Attributes:
-        solid: it never matches the empty string.
-        fixed: it always holds a literal, which separates what is before from what is after.
+        is_nonempty: whether it never matches the empty string.
+        has_literal: whether every match contains a literal.
         before: adjacent parts that may be empty or repeat before the first literal.
-        after: the same after the last literal; all of them, as in `before`, if there is none.
-        adjacent: the most of them anywhere.
-        states: character classes once repetitions are written out.
+        after: the same after the last literal; equal to `before` if there is none.
+        adjacent: largest number of such adjacent parts anywhere.
+        states: character classes once repetitions are unrolled.
     """
 
-    solid: bool
-    fixed: bool = False
+    is_nonempty: bool
+    has_literal: bool = False
     before: int = 0
     after: int = 0
     adjacent: int = 0
     states: int = 0
 
 
-def loose(count: int) -> Shape:
-    """What may be empty or repeat, `count` times as bad as one such part."""
-    return Shape(False, False, count, count, count)
+def ambiguous(count: int) -> ExpressionCost:
+    """Return the cost of `count` adjacent parts that may be empty or repeat."""
+    return ExpressionCost(False, False, count, count, count)
 
 
-def shape(expr: Expr, rule: Callable[[str], Shape]) -> Shape:
-    """Return the cost of an expression; `rule` gives that of a rule it refers to."""
+def expression_cost(expr: Expr, rule: Callable[[str], ExpressionCost]) -> ExpressionCost:
+    """Return the cost of an expression; `rule` returns that of a referenced rule."""
     match expr:
         case Empty():
-            return Shape(False)
+            return ExpressionCost(False)
         case Atom(states):
-            return Shape(True, not states, states=states)
+            return ExpressionCost(True, not states, states=states)
         case Ref(name):
             return rule(name)
         case Seq(items):
-            whole = Shape(False)
+            whole = ExpressionCost(False)
             for item in items:
-                whole = _joined(whole, shape(item, rule))
+                whole = _joined(whole, expression_cost(item, rule))
             return whole
         case Alt(items):
-            return _alternatives([shape(item, rule) for item in items])
+            return _alternatives([expression_cost(item, rule) for item in items])
         case Repeat(item, low, high):
-            return _repeated(shape(item, rule), low, high)
+            return _repeated(expression_cost(item, rule), low, high)
 
 
-def _joined(a: Shape, b: Shape) -> Shape:
-    return Shape(
-        a.solid or b.solid,
-        a.fixed or b.fixed,
-        a.before if a.fixed else a.before + b.before,
-        b.after if b.fixed else a.after + b.after,
+def _joined(a: ExpressionCost, b: ExpressionCost) -> ExpressionCost:
+    return ExpressionCost(
+        a.is_nonempty or b.is_nonempty,
+        a.has_literal or b.has_literal,
+        a.before if a.has_literal else a.before + b.before,
+        b.after if b.has_literal else a.after + b.after,
         max(a.adjacent, b.adjacent, a.after + b.before),
         a.states + b.states,
     )
 
 
-def _alternatives(shapes: list[Shape]) -> Shape:
-    either = Shape(
+def _alternatives(shapes: list[ExpressionCost]) -> ExpressionCost:
+    either = ExpressionCost(
         True,
-        all(s.fixed for s in shapes),
+        all(s.has_literal for s in shapes),
         max(s.before for s in shapes),
         max(s.after for s in shapes),
         max(s.adjacent for s in shapes),
         sum(s.states for s in shapes),
     )
-    return either if all(s.solid for s in shapes) else _optional(either)
+    return either if all(s.is_nonempty for s in shapes) else _optional(either)
 
 
-def _optional(body: Shape) -> Shape:
+def _optional(body: ExpressionCost) -> ExpressionCost:
     before, after = body.before + 1, body.after + 1
-    return Shape(False, False, before, after, max(body.adjacent, before, after), body.states)
+    adjacent = max(body.adjacent, before, after)
+    return ExpressionCost(False, False, before, after, adjacent, body.states)
 
 
-def _repeated(body: Shape, low: int, high: int | None) -> Shape:
+def _repeated(body: ExpressionCost, low: int, high: int | None) -> ExpressionCost:
     states = body.states * min(high if high is not None else low + 1, COMPRESSED)
     if high == 0:
-        return Shape(False)
-    if not body.solid:
-        again = loose(body.adjacent * (high or MAX_ADJACENT + 1))
-    elif body.fixed:
+        return ExpressionCost(False)
+    if not body.is_nonempty:
+        again = ambiguous(body.adjacent * (high or MAX_ADJACENT + 1))
+    elif body.has_literal:
         between = max(body.adjacent, body.after + body.before)
-        again = Shape(True, True, body.before, body.after, between)
+        again = ExpressionCost(True, True, body.before, body.after, between)
     else:
         count = body.adjacent * (high or 1)
-        again = Shape(True, False, count, count, count)
+        again = ExpressionCost(True, False, count, count, count)
     again = replace(again, states=states)
     if low == high or (high == 1 and low == 1):
         return again
-    if low == 0 or not body.solid:
+    if low == 0 or not body.is_nonempty:
         return _optional(again)
     # A literal that repeats separates nothing: `(a{1,99}){1,99}` reads a text in many ways.
     after = again.after + 1
-    return replace(again, fixed=False, after=after, adjacent=max(again.adjacent, after))
+    return replace(again, has_literal=False, after=after, adjacent=max(again.adjacent, after))
 
 
 class Reader:
     """Recursive descent over alternatives, sequences, groups and repetitions.
 
-    Subclasses give the tokens: `peek` without and `take` with moving on, None at the end.
+    Subclasses provide the tokens: `peek` returns the next one or None, `take` consumes it.
     """
 
     def __init__(self, field: str) -> None:
@@ -190,7 +190,7 @@ class Reader:
         raise NotImplementedError
 
     def atom(self) -> Expr:
-        """Read what is neither a group nor a repetition."""
+        """Parse a literal, a character class or a reference."""
         raise NotImplementedError
 
     def refuse(self, reason: str) -> FieldError:
@@ -284,10 +284,10 @@ class _RegexReader(Reader):
 
 
 def parse_regex(field: str, pattern: str) -> Expr:
-    """Read a regular expression.
+    """Parse a regular expression.
 
     Raises:
-        FieldError: names the field; nesting, a repetition, a parenthesis.
+        FieldError: for deep nesting, a large repetition or unbalanced parentheses.
     """
     reader = _RegexReader(field, pattern)
     expr = reader.alternatives()

@@ -1,4 +1,4 @@
-"""Fields of a request that multiply what one answer costs, and their bounds."""
+"""Bounds of request fields that scale the cost of a generation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ep_serve.contract.errors import FieldError
 from ep_serve.contract.structured_outputs import check_structured_outputs
 
 DEFAULT_MAX_N = 8
-"""Most answers to one request, where the server does not set another limit."""
+"""Default limit of `n`."""
 
 MAX_ENTRIES = {
     "allowed_token_ids": 16_384,
@@ -27,15 +27,15 @@ MAX_ENTRIES = {
     "tokens": 1_000_000,
     "tools": 128,
 }
-"""Most entries of a list or an object."""
+"""Maximum number of entries of lists and objects."""
 MAX_SEQUENCES = 128
-"""Most answers to all prompts or conversations of one request."""
+"""Maximum number of sequences over all prompts or conversations of a request."""
 MAX_CHARS = {"bad_words": 256, "stop": 1_024}
-"""Most characters of each string in a list, or of the string."""
+"""Maximum number of characters of a string, or of each string in a list."""
 MAX_PARTS = 16_384
-"""Most content parts of all messages."""
+"""Maximum number of content parts over all messages."""
 MAX_PATTERN_SIZE = 64
-"""Most tokens of a pattern that `repetition_detection` looks for after each token."""
+"""Maximum pattern length of `repetition_detection`, in tokens."""
 _CHECKED = frozenset(
     {
         *("n", "best_of", "prompt", "repetition_detection"),
@@ -47,10 +47,10 @@ _CHECKED = frozenset(
 
 
 def check_generation(body: Mapping[str, Any], max_n: int) -> None:
-    """Check what scales the work of a generation, whatever bounds the prompt.
+    """Check the fields that scale the cost of a generation beyond the prompt.
 
-    Values of another type than the field's are left to the server that reads them, but for those
-    that vLLM 0.32 looks into before it knows their type.
+    Values of a wrong type are left to the server's own validation, except where vLLM 0.32 accesses
+    them before it validates.
 
     Args:
         body: fields of `/v1/chat/completions`, `/v1/completions` or their sampling parameters.
@@ -63,24 +63,24 @@ def check_generation(body: Mapping[str, Any], max_n: int) -> None:
         return
     _check_objects(body)
     for name in ("n", "best_of"):
-        _at_most(name, body.get(name), max_n)
+        _check_at_most(name, body.get(name), max_n)
     _check_prompts("prompt", body)
     _check_prompts("messages", body)
     for name in ("messages", "input"):
-        _at_most(name, _parts(body.get(name)), MAX_PARTS, "content parts")
+        _check_at_most(name, _count_parts(body.get(name)), MAX_PARTS, "content parts")
     for name, limit in MAX_ENTRIES.items():
         value = body.get(name)
         if isinstance(value, list | dict):
-            _at_most(name, len(value), limit, "entries")
+            _check_at_most(name, len(value), limit, "entries")
     for name, limit in MAX_CHARS.items():
         value = body.get(name)
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str):
-                _at_most(name, len(text), limit, "characters")
+                _check_at_most(name, len(text), limit, "characters")
     detection = body.get("repetition_detection")
     if isinstance(detection, Mapping):
         name = "max_pattern_size"
-        _at_most(f"repetition_detection.{name}", detection.get(name), MAX_PATTERN_SIZE)
+        _check_at_most(f"repetition_detection.{name}", detection.get(name), MAX_PATTERN_SIZE)
     check_structured_outputs(body)
 
 
@@ -105,20 +105,21 @@ def _check_prompts(name: str, body: Mapping[str, Any]) -> None:
         answers = len(prompts) * (n if isinstance(n, int) and n > 1 else 1)
         if answers > MAX_SEQUENCES:
             raise FieldError(
-                name, f"asks for {answers} answers, n of each; the limit is {MAX_SEQUENCES}"
+                name,
+                f"requests {answers} sequences, n for each prompt; the limit is {MAX_SEQUENCES}",
             )
 
 
-def _parts(messages: Any) -> int:
-    """How many content parts messages have, or all conversations of a list."""
+def _count_parts(messages: Any) -> int:
+    """Count the content parts of messages, or of a list of conversations."""
     parts = 0
     for message in messages if isinstance(messages, list) else []:
         content = message.get("content") if isinstance(message, dict) else None
-        parts += len(content) if isinstance(content, list) else _parts(message)
+        parts += len(content) if isinstance(content, list) else _count_parts(message)
     return parts
 
 
-def _at_most(name: str, value: Any, limit: int, unit: str = "") -> None:
+def _check_at_most(name: str, value: Any, limit: int, unit: str = "") -> None:
     if not isinstance(value, int | float) or value <= limit:
         return
     shown = value if value < 10**18 else "1e18 or more"

@@ -1,10 +1,11 @@
-"""EBNF grammars as xgrammar 0.2.8 reads them: rules `name ::= ...`, the first one `root`."""
+"""Parse and check EBNF grammars in the dialect of xgrammar 0.2.8."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
+from ep_serve.contract.and_or_graph import AndOrGraph
 from ep_serve.contract.errors import FieldError
 from ep_serve.contract.expressions import (
     MAX_ADJACENT,
@@ -12,15 +13,14 @@ from ep_serve.contract.expressions import (
     Atom,
     Empty,
     Expr,
+    ExpressionCost,
     Reader,
     Ref,
     Repeat,
     Seq,
-    Shape,
-    loose,
-    shape,
+    ambiguous,
+    expression_cost,
 )
-from ep_serve.contract.finite import AndOrGraph
 
 MAX_GRAMMAR_CHARS = 16_384
 MAX_RULES = 256
@@ -69,7 +69,7 @@ class _GrammarReader(Reader):
         if token[0] == "[":
             return Atom(1)
         if token[0] in "*+?{":
-            raise self.refuse(f"has {token} behind nothing that it could repeat")
+            raise self.refuse(f"has {token} without a preceding element")
         return Ref(token)
 
     def rules(self) -> dict[str, Expr]:
@@ -86,11 +86,11 @@ class _GrammarReader(Reader):
         return rules
 
 
-def grammar_shape(field: str, text: str) -> Shape:
+def grammar_cost(field: str, text: str) -> ExpressionCost:
     """Check a grammar and return the cost of its root.
 
     Raises:
-        FieldError: names the field; size, syntax, a rule that is missing or endless.
+        FieldError: for a syntax error, a missing rule, or a rule without a finite expansion.
     """
     if len(text) > MAX_GRAMMAR_CHARS:
         raise FieldError(field, f"has {len(text)} characters; the limit is {MAX_GRAMMAR_CHARS}")
@@ -101,18 +101,18 @@ def grammar_shape(field: str, text: str) -> Shape:
     missing = next((used for found in uses.values() for used in found - rules.keys()), None)
     if missing is not None:
         raise FieldError(field, f"uses the rule {missing[:64]}, which is not defined")
-    finite = _holding(rules, may_be_empty=False)
+    finite = _finite_rules(rules, may_be_empty=False)
     endless = next((name for name in _reachable(uses, "root") if name not in finite), None)
     if endless is not None:
         raise FieldError(field, f"has a rule {endless[:64]} without a finite expansion")
-    return _shape_of_root(rules, uses)
+    return _root_cost(rules, uses)
 
 
-def _shape_of_root(rules: dict[str, Expr], uses: dict[str, set[str]]) -> Shape:
-    """The cost of `root`; a rule inside its own expansion is a loop, or too much."""
-    empty = _holding(rules, may_be_empty=True)
+def _root_cost(rules: dict[str, Expr], uses: dict[str, set[str]]) -> ExpressionCost:
+    """Return the cost of `root`. A recursive rule counts as one repetition, or as too many."""
+    empty = _finite_rules(rules, may_be_empty=True)
     reached = {name: _reachable(uses, *uses[name]) for name in rules}
-    known: dict[str, Shape] = {}
+    known: dict[str, ExpressionCost] = {}
     waiting = ["root"]
     while waiting:
         name = waiting[-1]
@@ -122,13 +122,13 @@ def _shape_of_root(rules: dict[str, Expr], uses: dict[str, set[str]]) -> Shape:
             continue
         waiting.pop()
         loop = 1 if _most_references(rules[name], cycle & empty) == 1 else MAX_ADJACENT + 1
-        own = {used: loose(loop) if used in empty else Shape(True) for used in cycle}
-        known[name] = shape(rules[name], (known | own).__getitem__)
+        own = {used: ambiguous(loop) if used in empty else ExpressionCost(True) for used in cycle}
+        known[name] = expression_cost(rules[name], (known | own).__getitem__)
     return known["root"]
 
 
 def _most_references(expr: Expr, names: set[str]) -> int:
-    """The most references to some rules that one derivation of an expression can hold."""
+    """Return the largest number of references to `names` in one derivation of an expression."""
     match expr:
         case Ref(name):
             return int(name in names)
@@ -163,8 +163,8 @@ def _reachable(uses: dict[str, set[str]], *starts: str) -> set[str]:
     return found
 
 
-def _holding(rules: dict[str, Expr], *, may_be_empty: bool) -> set[str]:
-    """The rules that have a finite expansion; with `may_be_empty`, that can expand to nothing."""
+def _finite_rules(rules: dict[str, Expr], *, may_be_empty: bool) -> set[str]:
+    """Return the rules with a finite expansion or, with `may_be_empty`, with an empty one."""
     graph = AndOrGraph()
     nodes = {name: graph.add() for name in rules}
 
@@ -185,5 +185,5 @@ def _holding(rules: dict[str, Expr], *, may_be_empty: bool) -> set[str]:
 
     for name, expr in rules.items():
         graph.require_all(nodes[name], [add(expr)])
-    holding = graph.solve()
-    return {name for name, node in nodes.items() if node in holding}
+    satisfied = graph.solve()
+    return {name for name, node in nodes.items() if node in satisfied}

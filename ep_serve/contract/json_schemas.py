@@ -1,4 +1,4 @@
-"""JSON schemas that an answer can be bound to: what they may hold."""
+"""Check the size and complexity of JSON schemas for structured outputs."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ep_serve.contract.and_or_graph import AndOrGraph
 from ep_serve.contract.errors import FieldError
 from ep_serve.contract.expressions import (
     COMPRESSED,
     MAX_ADJACENT,
     MAX_REPEAT,
     MAX_STATES,
-    Shape,
+    ExpressionCost,
+    expression_cost,
     parse_regex,
-    shape,
 )
-from ep_serve.contract.finite import AndOrGraph
 
 MAX_DEPTH = 64
-"""Objects and arrays inside each other."""
+"""Nesting depth of objects and arrays."""
 MAX_VALUES = 10_000
-"""JSON values of all schemas of a request."""
+"""JSON values over all schemas of a request."""
 MAX_CHARS = 262_144
-"""Characters of all names and strings in them."""
+"""Characters of all names and strings in these schemas."""
 MAX_PROPERTIES = 256
-"""Properties of one object; optional ones cost their square."""
+"""Properties of one object; the cost of optional ones is quadratic."""
 MAX_LENGTH = 1_000_000
 """Largest `minLength` and `maxLength`."""
 MAX_PATTERN_CHARS = 8_192
@@ -47,39 +47,43 @@ _SINGLE = ("items", "additionalProperties", "unevaluatedItems", "unevaluatedProp
 
 
 @dataclass
-class Costs:
-    """What the constraints of one request cost together."""
+class RequestCosts:
+    """The total cost of the constraints of one request."""
 
     values: int = 0
     chars: int = 0
     states: int = 0
 
-    def take(self, field: str, *, values: int = 0, chars: int = 0, states: int = 0) -> None:
-        """Add JSON values, the characters in them and states of automata.
+    def add(self, field: str, *, values: int = 0, chars: int = 0, states: int = 0) -> None:
+        """Add JSON values, their characters and automaton states.
 
         Raises:
-            FieldError: names the field that exceeds a limit.
+            FieldError: for the limit that is exceeded.
         """
         self.values += values
         self.chars += chars
         self.states += states
         if self.values > MAX_VALUES:
-            raise FieldError(field, f"has more than {MAX_VALUES} values, with those before it")
+            raise FieldError(
+                field, f"exceeds {MAX_VALUES} JSON values over all schemas of the request"
+            )
         if self.chars > MAX_CHARS:
-            raise FieldError(field, f"has more than {MAX_CHARS} characters, with those before it")
+            raise FieldError(
+                field, f"exceeds {MAX_CHARS} characters over all schemas of the request"
+            )
         if self.states > MAX_STATES:
             raise FieldError(
                 field,
-                f"takes {self.states} states with those before it (characters of bounded strings "
-                f"and classes of patterns, repetitions written out); the limit is {MAX_STATES}",
+                f"needs {self.states} automaton states over all constraints (characters of bounded "
+                f"strings and classes of unrolled patterns); the limit is {MAX_STATES}",
             )
 
 
-def check_schema(field: str, schema: Any, costs: Costs) -> None:
-    """Check a JSON schema and add what it costs.
+def check_schema(field: str, schema: Any, costs: RequestCosts) -> None:
+    """Check a JSON schema and add its cost.
 
     Raises:
-        FieldError: names the field; size, nesting, a number, a pattern, endless recursion.
+        FieldError: for its size, nesting, numbers, patterns, or infinite recursion.
     """
     lengths: set[tuple[int, int]] = set()
     for place in objects(field, schema, costs):
@@ -96,58 +100,58 @@ def check_schema(field: str, schema: Any, costs: Costs) -> None:
             if isinstance(pattern, str):
                 check_regex(field, pattern, costs)
         lengths.add((_length(place, "minLength"), _length(place, "maxLength")))
-    costs.take(field, states=sum(min(high or low, COMPRESSED) for low, high in lengths))
-    _refuse_endless(field, schema)
+    costs.add(field, states=sum(min(high or low, COMPRESSED) for low, high in lengths))
+    _check_finite(field, schema)
 
 
-def check_regex(field: str, pattern: str, costs: Costs) -> Shape:
-    """Check a regular expression, add what it costs and return its shape.
+def check_regex(field: str, pattern: str, costs: RequestCosts) -> ExpressionCost:
+    """Check a regular expression, add its cost and return it.
 
     Raises:
-        FieldError: names the field; length, nesting, repetitions, adjacent optional parts.
+        FieldError: for its length, nesting, repetitions or adjacent optional parts.
     """
     if len(pattern) > MAX_PATTERN_CHARS:
         raise FieldError(
             field,
             f"has a pattern of {len(pattern)} characters; the limit is {MAX_PATTERN_CHARS}",
         )
-    rules: dict[str, Shape] = {}  # a regular expression refers to none
-    found = shape(parse_regex(field, pattern), rules.__getitem__)
-    check_shape(field, found, costs)
+    rules: dict[str, ExpressionCost] = {}  # a regular expression refers to none
+    found = expression_cost(parse_regex(field, pattern), rules.__getitem__)
+    check_cost(field, found, costs)
     return found
 
 
-def check_shape(field: str, found: Shape, costs: Costs) -> None:
-    """Add what an expression costs.
+def check_cost(field: str, found: ExpressionCost, costs: RequestCosts) -> None:
+    """Check the cost of an expression and add it.
 
     Raises:
-        FieldError: names the field; adjacent parts that may be empty or repeat, states.
+        FieldError: for too many adjacent optional parts or automaton states.
     """
     if found.adjacent > MAX_ADJACENT:
         raise FieldError(
             field,
-            f"has more than {MAX_ADJACENT} parts that may be empty or repeat, without fixed text "
-            "between them",
+            f"has more than {MAX_ADJACENT} adjacent parts that may be empty or repeat, without "
+            "literal text between them",
         )
-    costs.take(field, states=found.states)
+    costs.add(field, states=found.states)
 
 
 def objects(
-    field: str, value: Any, costs: Costs, depth: int = MAX_DEPTH
+    field: str, value: Any, costs: RequestCosts, depth: int = MAX_DEPTH
 ) -> Iterator[dict[str, Any]]:
     """Yield the objects in a JSON value, outer ones first, and count its values.
 
     Raises:
-        FieldError: names the field; too many values, or nested too deep.
+        FieldError: for too many values or too deep nesting.
     """
     level = [value]
     for _ in range(depth + 1):
         chars = sum(len(item) for item in level if isinstance(item, str))
-        costs.take(field, values=len(level), chars=chars)
+        costs.add(field, values=len(level), chars=chars)
         below: list[Any] = []
         for item in level:
             if isinstance(item, dict):
-                costs.take(field, chars=sum(map(len, item)))
+                costs.add(field, chars=sum(map(len, item)))
                 yield item
                 below.extend(item.values())
             elif isinstance(item, list):
@@ -168,22 +172,22 @@ def _length(place: dict[str, Any], name: str) -> int:
     return int(value) if isinstance(value, int | float) and value > 0 else 0
 
 
-def _refuse_endless(field: str, schema: Any) -> None:
-    """Refuse a schema that only endless documents match, in any place that an answer may reach."""
+def _check_finite(field: str, schema: Any) -> None:
+    """Reject a schema whose reachable `$ref`s no finite document matches."""
     graph = _SchemaGraph(schema)
-    holding = graph.graph.solve()
-    endless = next((where for where, node in graph.places.items() if node not in holding), None)
+    satisfied = graph.graph.solve()
+    endless = next((where for where, node in graph.places.items() if node not in satisfied), None)
     if endless is not None:
         raise FieldError(field, f"has a $ref to {endless} that no finite document matches")
 
 
 class _SchemaGraph:
-    """A node for each schema that is reached from the root; only a `$ref` can make a cycle."""
+    """An AND-OR graph of the schemas reachable from the root; only a `$ref` can make a cycle."""
 
     def __init__(self, root: Any) -> None:
         self.graph = AndOrGraph()
         self.places: dict[str, int] = {}
-        """Nodes by the JSON pointer under which they are referred to."""
+        """Nodes of `$ref` targets by JSON pointer."""
         self._root = root
         self._waiting: list[tuple[int, Any]] = []
         self._target("#")
@@ -198,7 +202,7 @@ class _SchemaGraph:
         return self.places[pointer]
 
     def _add(self, schema: Any) -> int:
-        """A node that holds when a finite document matches the schema, as far as is known."""
+        """Add a node that is satisfied if a finite document can match the schema."""
         if not isinstance(schema, dict):
             return self.graph.require_all(self.graph.add(), [])
         needed = []
@@ -232,7 +236,7 @@ def _listed(schema: dict[str, Any], name: str) -> list[Any]:
 
 
 def _resolve(root: Any, pointer: str) -> Any:
-    """What a JSON pointer in a fragment names, True if it cannot be followed here."""
+    """Resolve a JSON pointer; the schema True if it cannot be resolved."""
     value = root
     for step in pointer.removeprefix("#").split("/")[1:] if pointer.startswith("#") else ["?"]:
         name = step.replace("~1", "/").replace("~0", "~")
@@ -246,10 +250,10 @@ def _resolve(root: Any, pointer: str) -> Any:
 
 
 def parse_schema(field: str, text: str) -> Any:
-    """Read a schema that was given as JSON text.
+    """Parse a schema that is given as JSON text.
 
     Raises:
-        FieldError: names the field.
+        FieldError: for invalid JSON or too much text.
     """
     if len(text) > MAX_CHARS:
         raise FieldError(field, f"has {len(text)} characters; the limit is {MAX_CHARS}")

@@ -1,4 +1,4 @@
-"""Containers, codecs and picture formats that are served, under FFmpeg's and Pillow's names."""
+"""Supported containers, codecs and image formats, by their names in FFmpeg and Pillow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CONTAINERS = (
     *("mov", "matroska", "avi", "mpegts", "mpeg", "flv", "gif"),
     *("ogg", "wav", "mp3", "flac", "aac"),
 )
-"""FFmpeg's demuxers for video and sound; none of them reads other files."""
+"""FFmpeg's demuxers for video and audio files; none of them opens other files."""
 VIDEO_CODECS = (
     *("h264", "hevc", "libdav1d", "av1", "vp8", "vp9", "mpeg4", "mpeg2video", "mpeg1video"),
     *("h263", "flv", "mjpeg", "gif", "theora", "prores", "ffv1", "png", "rawvideo"),
@@ -21,16 +21,16 @@ AUDIO_CODECS = (
     *("pcm_f32le", "pcm_f32be", "pcm_f64le", "pcm_mulaw", "pcm_alaw"),
 )
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
-"""Pillow's formats for what browsers show; an animation is served as its first frame."""
+"""Pillow's formats; an animation is reduced to its first frame."""
 SAMPLE_RATES = (4_000, 384_000)
-"""Hz; beyond these the resampler's filter, or the output of one packet, grows out of bounds."""
+"""Hz; outside these bounds the resampler's filter, or the output of one packet, is too large."""
 MAX_CHANNELS = 64
 MAX_STREAMS = 64
 
 _DEFAULT, _ATTACHED_PICTURE = 0x1, 0x400
 """FFmpeg's dispositions (AV_DISPOSITION_*)."""
 
-_OTHERS: dict[str, tuple[tuple[int, bytes], ...]] = {
+_UNSUPPORTED: dict[str, tuple[tuple[int, bytes], ...]] = {
     "ASF (WMV, WMA)": ((0, bytes.fromhex("3026b2758e66cf11")),),
     "RealMedia": ((0, b".RMF"),),
     "AIFF": ((8, b"AIFF"), (8, b"AIFC")),
@@ -44,14 +44,14 @@ _OTHERS: dict[str, tuple[tuple[int, bytes], ...]] = {
     "JPEG XL": ((4, b"JXL \r\n\x87\n"), (0, b"\xff\x0a")),
     "PSD": ((0, b"8BPS"),),
 }
-"""Common formats that are not served, and what their files contain at which place."""
+"""Common unsupported formats, with offset and value of their magic numbers."""
 
 HEAD_BYTES = 64
-"""As many bytes of a file tell its format."""
+"""Bytes of a file that are needed to detect its format."""
 
 
 class Track(Protocol):
-    """One stream of a container, as PyAV has it."""
+    """A PyAV stream."""
 
     @property
     def disposition(self) -> int:
@@ -62,27 +62,27 @@ _T = TypeVar("_T", bound=Track)
 
 
 def default_track(tracks: Iterable[_T]) -> _T | None:
-    """Return the track that is used: the first one flagged as default, else the first one.
+    """Return the first track with the default flag, else the first one.
 
-    Pictures attached to a sound, such as covers, are no video tracks.
+    Attached pictures, such as cover art, do not count as video tracks.
     """
     real = [t for t in tracks if not t.disposition & _ATTACHED_PICTURE]
     flagged = (t for t in real if t.disposition & _DEFAULT)
     return next(flagged, real[0] if real else None)
 
 
-def refused_format(head: bytes) -> str | None:
-    """Return the name of a common format that is not served, by the first bytes of a file."""
-    for name, marks in _OTHERS.items():
+def unsupported_format(head: bytes) -> str | None:
+    """Return the name of a common unsupported format from the first bytes of a file, or None."""
+    for name, marks in _UNSUPPORTED.items():
         if any(head[place : place + len(mark)] == mark for place, mark in marks):
             return name
     return None
 
 
 def webp_size(head: bytes) -> tuple[int, int] | None:
-    """Return (width, height) of an extended WebP file, which animated ones are.
+    """Return (width, height) of an extended WebP file, or None.
 
-    FFmpeg tells no size of an animated WebP.
+    Animated WebP files are extended; FFmpeg does not report their size.
     """
     if head[:4] != b"RIFF" or head[8:16] != b"WEBPVP8X" or len(head) < 30:
         return None

@@ -1,4 +1,4 @@
-"""The special tokens that mark media in a prompt; the chat template alone may write them."""
+"""Find special tokens that mark media in a prompt; only the chat template may write them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def find_media_token(text: str) -> str | None:
 
 
 def find_split_media_token(pieces: Iterable[str]) -> str | None:
-    """Return a media token that pieces of text would spell once they are joined, or None.
+    """Return a media token that results from joining pieces of text, or None.
 
-    Chat templates put the texts of parts and messages behind each other, and vLLM strips some of
-    them before, so white space at their ends does not keep a token apart.
+    Chat templates concatenate the texts of parts and messages. vLLM strips some of them first, so
+    the pieces are stripped here too.
     """
     return find_media_token("".join(piece.strip() for piece in pieces))

@@ -1,6 +1,6 @@
-"""The request fields of this project and their bounds.
+"""The request fields that EP-Serve adds to the OpenAI API, and their bounds.
 
-A server's own settings may bound a field further; what is out of bounds here no server accepts.
+A server's settings may restrict a field further.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core.core_schema import ValidationInfo
 
 TOKEN_PIXELS = 28 * 28
-"""Pixels of one frame or picture that become one token (patch 14, merged 2 x 2)."""
+"""Pixels of a frame or image for each token (14 x 14 patches, merged 2 x 2)."""
 FRAME_PIXELS = 768 * TOKEN_PIXELS
-"""Most pixels of a video frame, where the server does not set `max_pixels`: the model's own."""
+"""Default limit of pixels of a video frame, from the model's processor."""
 MAX_PIXELS = 16_384 * TOKEN_PIXELS
-"""Most pixels of a picture: the bound of Qwen2.5-Omni's image processor."""
+"""Maximum pixels of an image: the limit of Qwen2.5-Omni's image processor."""
 MIN_FPS, MAX_FPS = 0.001, 60.0
-"""Least and most frames that may be sampled from each second of a video."""
+"""Bounds of the frames sampled from each second of a video."""
 
 _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _Pixels = Annotated[int, Field(ge=TOKEN_PIXELS, le=MAX_PIXELS)]
 
 
 class RequestOptions(BaseModel):
-    """Options of one request; None is the server's setting."""
+    """Options of one request; None stands for the server's setting."""
 
     model_config = ConfigDict(
         extra="ignore", frozen=True, strict=True, use_attribute_docstrings=True
@@ -56,8 +56,8 @@ class RequestOptions(BaseModel):
         return value
 
 
-def refused_option(error: ValidationError) -> tuple[str, str]:
-    """Return the field that failed and a sentence that names it, its bounds and its value."""
+def describe_option_error(error: ValidationError) -> tuple[str, str]:
+    """Return the invalid field and a message that names it, its bounds and its value."""
     first = error.errors(include_url=False)[0]
     name = str(first["loc"][0])
     own = first["type"] == "value_error"
@@ -76,7 +76,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _range(name: str) -> str:
-    """What the values of a field may be, in words."""
+    """Describe the type and the bounds of a field."""
     schema = json_schema()[name]["anyOf"][0]
     if schema["type"] == "boolean":
         return "true or false"

@@ -1,9 +1,9 @@
-"""Schemas and grammars that bind an answer: bounds on what they may cost.
+"""Bound the cost of schemas and grammars for structured outputs.
 
-A grammar is compiled against the whole vocabulary in the engine, and asked for the tokens that may
-follow in each of its steps. Within these bounds a compilation takes seconds at worst and a step
-milliseconds; outside, either can take minutes. What no finite answer matches is refused too: an
-engine would find no token to go on with.
+The engine compiles a grammar against the whole vocabulary and computes the allowed tokens in each
+step. Within these bounds a compilation takes seconds at worst and a step milliseconds; outside,
+either can take minutes. Grammars without a finite match are rejected too: the engine would run out
+of allowed tokens.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from ep_serve.contract.expressions import (
     Atom,
     Empty,
     Expr,
+    ExpressionCost,
     Ref,
     Repeat,
     Seq,
-    Shape,
-    shape,
+    expression_cost,
 )
-from ep_serve.contract.grammars import grammar_shape
+from ep_serve.contract.grammars import grammar_cost
 from ep_serve.contract.json_schemas import (
     MAX_DEPTH,
-    Costs,
+    RequestCosts,
+    check_cost,
     check_regex,
     check_schema,
-    check_shape,
     objects,
     parse_schema,
 )
 
 MAX_CHOICES = 4_096
 MAX_CHOICE_CHARS = 65_536
-"""Characters of all choices together."""
+"""Total characters of all choices."""
 MAX_TAG_DEPTH = MAX_DEPTH + 16
-"""Objects and arrays inside each other in a structural tag, which wraps schemas."""
+"""Nesting depth of a structural tag, which contains schemas."""
 
 
 def check_structured_outputs(body: Mapping[str, Any]) -> None:
-    """Check what binds the answer of a request: by its own field, as a format, as tools.
+    """Check `structured_outputs`, `response_format` and `tools` of a request.
 
-    Values of another type than the field's are left to the server that reads them.
+    Values of a wrong type are left to the server's own validation.
 
     Args:
         body: fields of `/v1/chat/completions` or `/v1/completions`.
@@ -52,7 +52,7 @@ def check_structured_outputs(body: Mapping[str, Any]) -> None:
     Raises:
         FieldError: names the field, the limit and the value.
     """
-    costs = Costs()
+    costs = RequestCosts()
     check_constraint("structured_outputs", body.get("structured_outputs"), costs)
     response_format = body.get("response_format")
     if isinstance(response_format, Mapping):
@@ -70,8 +70,8 @@ def check_structured_outputs(body: Mapping[str, Any]) -> None:
             check_schema(field, function.get("parameters"), costs)
 
 
-def check_constraint(field: str, given: Any, costs: Costs) -> None:
-    """Check vLLM's `structured_outputs` and add what it costs.
+def check_constraint(field: str, given: Any, costs: RequestCosts) -> None:
+    """Check vLLM's `structured_outputs` and add its cost.
 
     Raises:
         FieldError: names the field below `field`.
@@ -82,7 +82,7 @@ def check_constraint(field: str, given: Any, costs: Costs) -> None:
         name = f"{field}.json"
         check_schema(name, parse_schema(name, schema) if isinstance(schema, str) else schema, costs)
     if isinstance(grammar := given.get("grammar"), str):
-        check_shape(f"{field}.grammar", grammar_shape(f"{field}.grammar", grammar), costs)
+        check_cost(f"{field}.grammar", grammar_cost(f"{field}.grammar", grammar), costs)
     for name in ("regex", "whitespace_pattern"):
         if isinstance(pattern := given.get(name), str):
             check_regex(f"{field}.{name}", pattern, costs)
@@ -101,8 +101,8 @@ def _check_choices(field: str, choices: list[Any]) -> None:
         raise FieldError(field, f"has {chars} characters; the limit is {MAX_CHOICE_CHARS}")
 
 
-def _check_tag(field: str, tag: Any, costs: Costs) -> None:
-    for _ in objects(field, tag, Costs(), MAX_TAG_DEPTH):
+def _check_tag(field: str, tag: Any, costs: RequestCosts) -> None:
+    for _ in objects(field, tag, RequestCosts(), MAX_TAG_DEPTH):
         pass
     if not isinstance(tag, Mapping):
         return
@@ -112,16 +112,16 @@ def _check_tag(field: str, tag: Any, costs: Costs) -> None:
             check_schema(f"{field}.structures[{index}].schema", structure.get("schema"), costs)
     reader = _TagReader(field, costs)
     expr = reader.expr(tag.get("format"))
-    check_shape(field, shape(expr, reader.shapes.__getitem__), costs)
+    check_cost(field, expression_cost(expr, reader.costs_by_rule.__getitem__), costs)
 
 
 class _TagReader:
-    """A structural tag of xgrammar 0.2.8 as an expression; what is inside is checked on the way."""
+    """Converts a structural tag of xgrammar 0.2.8 to an expression and checks nested schemas."""
 
-    def __init__(self, field: str, costs: Costs) -> None:
+    def __init__(self, field: str, costs: RequestCosts) -> None:
         self._field = field
         self._costs = costs
-        self.shapes: dict[str, Shape] = {}
+        self.costs_by_rule: dict[str, ExpressionCost] = {}
 
     def expr(self, tag: Any) -> Expr:
         if not isinstance(tag, Mapping):
@@ -133,7 +133,7 @@ class _TagReader:
         if kind == "regex" and isinstance(pattern := tag.get("pattern"), str):
             return self._known(check_regex(f"{self._field}.pattern", pattern, self._costs))
         if kind == "grammar" and isinstance(text := tag.get("grammar"), str):
-            return self._known(grammar_shape(f"{self._field}.grammar", text))
+            return self._known(grammar_cost(f"{self._field}.grammar", text))
         inner = [self.expr(item) for item in _children(tag)]
         match kind:
             case "or":
@@ -150,17 +150,17 @@ class _TagReader:
                 return Repeat(Seq(tuple(inner)), 0, None)
             case "const_string":
                 return Atom(0) if tag.get("value") else Empty()
-            case _:  # free text, with tags in it
+            case _:  # free text with embedded tags
                 return Repeat(Alt((Atom(1), *inner)), 0, None)
 
-    def _known(self, found: Shape) -> Ref:
-        name = str(len(self.shapes))
-        self.shapes[name] = found
+    def _known(self, found: ExpressionCost) -> Ref:
+        name = str(len(self.costs_by_rule))
+        self.costs_by_rule[name] = found
         return Ref(name)
 
 
 def _children(tag: Mapping[str, Any]) -> list[Any]:
-    """The formats inside a format, whatever its type calls them."""
+    """Return the nested formats of a format."""
     found = [tag["content"]] if "content" in tag else []
     for name in ("elements", "tags"):
         items = tag.get(name)

@@ -1,7 +1,7 @@
-"""Files that end before their own structure says.
+"""Detect truncated media files from the sizes and durations in their headers.
 
-What FFmpeg reads from a file that was cut short often looks like a shorter one, and an answer about
-it would be wrong. MPEG streams and AAC without a container do not state their length.
+FFmpeg reads a truncated file as a shorter one, about which the model would answer wrongly. MPEG
+streams and raw AAC do not state their length.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import struct
 from typing import BinaryIO
 
 _SLACK = 64
-"""Bytes by which sizes in WAV files may be wrong: some programs count their header."""
+"""Tolerance for sizes in WAV files: some programs include the header."""
 _MP3_SLACK = 2_048
-"""Bytes of tags that may have been removed from an MP3 file after it was encoded."""
+"""Tolerance for tags removed from an MP3 file after encoding."""
 _OGG_PAGE = 65_307
-"""Bytes of the largest page."""
+"""Maximum size of an Ogg page."""
 _STREAMED = 0x7FFF_0000
-"""Sizes from here on, and 0, are written by programs that cannot go back to write the real one."""
+"""Sizes from here on, and 0, are placeholders of programs that cannot seek back."""
 _MAX_CHUNKS = 100_000
-"""More parts of a file than this are not looked at."""
+"""Maximum number of chunks of a file that are read."""
 
 _DATA_BOXES = frozenset({b"moov", b"moof", b"mdat"})
 _BOXES = _DATA_BOXES | {
     *(b"ftyp", b"styp", b"free", b"skip", b"wide", b"uuid", b"meta", b"sidx", b"mfra", b"pnot"),
     *(b"udta", b"emsg", b"prft"),
 }
-"""What the file formats of the MP4 family consist of (ISO/IEC 14496-12)."""
+"""Top-level boxes of the MP4 family (ISO/IEC 14496-12)."""
 
 _EXACT_S, _ROUNDED_S, _ROUNDED_SHARE = 0.1, 1.0, 0.1
 _STATED = {
@@ -33,16 +33,16 @@ _STATED = {
     "matroska": (_ROUNDED_S, _ROUNDED_SHARE),
     "flv": (_ROUNDED_S, _ROUNDED_SHARE),
 }
-"""Containers whose header states the duration: seconds, or share of it, that may be missing."""
+"""Containers that state their duration, with the absolute and relative tolerance."""
 
 
 def missing_seconds(container: str, stated_s: float, reached_s: float) -> bool:
-    """Return whether a file's packets end long before the duration in its header.
+    """Return whether a file's packets end well before the duration in its header.
 
     Args:
         container: FFmpeg's name of its demuxer.
         stated_s: duration in the header.
-        reached_s: when the last packet ends.
+        reached_s: end of the last packet.
     """
     for name, (seconds, share) in _STATED.items():
         if name in container.split(","):
@@ -51,10 +51,7 @@ def missing_seconds(container: str, stated_s: float, reached_s: float) -> bool:
 
 
 def missing_bytes(file: BinaryIO) -> str | None:
-    """Return what a file lacks at its end, in words, or None.
-
-    The position in the file is at its start afterwards.
-    """
+    """Describe how a file is truncated, or return None; rewinds the file."""
     size = file.seek(0, 2)
     file.seek(0)
     head = file.read(12)
@@ -94,7 +91,7 @@ def _riff_end(file: BinaryIO, size: int) -> int | None:
 
 
 def _wave_end(file: BinaryIO, size: int) -> int | None:
-    """The end of the chunk that holds the samples; `file` is at the first chunk."""
+    """Return the end of the `data` chunk; `file` is at the first chunk."""
     for _ in range(_MAX_CHUNKS):
         head = file.read(8)
         if len(head) < 8:
@@ -113,7 +110,7 @@ def _boxes_end(file: BinaryIO, size: int) -> int | None:
         file.seek(at)
         head = file.read(16)
         length, name = int.from_bytes(head[:4], "big"), head[4:8]
-        if name not in _BOXES:  # the end, or what somebody put behind it
+        if name not in _BOXES:  # the end, or trailing data
             return None
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
@@ -138,7 +135,7 @@ def _matroska_end(file: BinaryIO) -> int | None:
 
 
 def _matroska_size(file: BinaryIO) -> int | None:
-    """The size of an element; None if it is unknown, as in live recordings (RFC 8794, 4.1)."""
+    """Return the size of an element; None if unknown, as in live recordings (RFC 8794, 4.1)."""
     first = file.read(1)
     if not first or not first[0]:
         return None
@@ -149,7 +146,7 @@ def _matroska_size(file: BinaryIO) -> int | None:
 
 
 def _ogg_end(file: BinaryIO, size: int) -> int | None:
-    """The end of the last page (RFC 3533, 6)."""
+    """Return the end of the last page (RFC 3533, 6)."""
     start = file.seek(max(0, size - 2 * _OGG_PAGE))
     tail = file.read()
     at = tail.rfind(b"OggS")
@@ -162,7 +159,7 @@ def _ogg_end(file: BinaryIO, size: int) -> int | None:
 
 
 def _mp3_end(file: BinaryIO) -> int | None:
-    """The end that the first frame states, where the encoder wrote one about the file (Xing)."""
+    """Return the end according to the Xing header in the first frame, if there is one."""
     file.seek(0)
     head = file.read(10)
     start = 0

@@ -20,7 +20,7 @@ from ep_serve.contract.request_options import (
     MIN_FPS,
     TOKEN_PIXELS,
     RequestOptions,
-    refused_option,
+    describe_option_error,
 )
 from ep_serve.sieve import Budget, get_sieve
 
@@ -212,10 +212,10 @@ class Settings(BaseModel):
         """
         asked = parse_request_options(request)
         media = self.media
-        _at_most("fps", asked.fps, media.max_fps)
+        _check_at_most("fps", asked.fps, media.max_fps)
         if media.max_pixels is not None:
-            _at_most("max_pixels", asked.max_pixels, media.max_pixels)
-            _at_most("min_pixels", asked.min_pixels, media.max_pixels)
+            _check_at_most("max_pixels", asked.max_pixels, media.max_pixels)
+            _check_at_most("min_pixels", asked.min_pixels, media.max_pixels)
         low = asked.min_pixels if asked.min_pixels is not None else media.min_pixels
         high = asked.max_pixels if asked.max_pixels is not None else media.max_pixels
         if low is not None and high is not None and low > high:
@@ -288,7 +288,7 @@ def parse_request_options(fields: Mapping[str, object]) -> RequestOptions:
     try:
         return RequestOptions.model_validate(named)
     except ValidationError as error:
-        name, sentence = refused_option(error)
+        name, sentence = describe_option_error(error)
         raise VLLMValidationError(sentence, parameter=name) from None
 
 
@@ -303,7 +303,7 @@ def _first(asked: _T | None, default: _T) -> _T:
     return default if asked is None else asked
 
 
-def _at_most(name: str, value: float | None, limit: float) -> None:
+def _check_at_most(name: str, value: float | None, limit: float) -> None:
     if value is not None and value > limit:
         raise _invalid(name, f"must be at most {limit}, the limit of this server", value)
 

@@ -1,4 +1,4 @@
-"""What stands in front of one or many engines: an OpenAI-compatible gateway.
+"""An OpenAI-compatible gateway for one or many engines.
 
-It imports no other room, no torch and no vLLM, so that its image stays small.
+It imports only `ep_serve.contract`, neither torch nor vLLM, so that its image stays small.
 """

@@ -1,4 +1,4 @@
-"""`ep-serve gateway`."""
+"""The command `ep-serve gateway`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The most used settings; all others are in the file and in the environment."""
+    """Add the most used settings; the config file and the environment have all of them."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
     parser.add_argument(
         "--upstream", action="append", metavar="URL", help="an engine; may be given several times"
@@ -32,7 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the gateway, or print what was asked for; the exit code."""
+    """Run the command and return the exit code."""
     from ep_serve.gateway.settings import SettingsError, load, to_yaml
 
     if arguments.new_key:

@@ -1,4 +1,4 @@
-"""What is known about a request: its id, its trace, its key and when it began."""
+"""The context of a request: its id, trace, API key name and start time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TRACEPARENT = re.compile(
 
 
 class Context:
-    """What is known about one request; `scope["state"]["context"]`."""
+    """The context of one request, in `scope["state"]["context"]`."""
 
     __slots__ = ("key_name", "request_id", "span", "started", "trace", "traceparent", "tracing")
 
@@ -31,7 +31,7 @@ class Context:
         self.request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
         trace, state = headers.get("traceparent", ""), headers.get("tracestate", "")
         self.trace: dict[str, str] = {}
-        """The trace that the client's request is part of, as headers."""
+        """The client's trace context, as headers."""
         if _TRACEPARENT.fullmatch(trace):
             self.trace["traceparent"] = trace
             if state and len(state) <= 512:
@@ -41,17 +41,17 @@ class Context:
         self.key_name = ""
 
     def upstream_headers(self) -> dict[str, str]:
-        """What an engine is told."""
+        """Return the request id and trace headers for an engine."""
         trace = self.tracing.traceparent or self.traceparent
         return {**self.trace, "x-request-id": self.request_id, "traceparent": trace}
 
 
-def of(scope: Scope | Any) -> Context:
-    """The context of a request."""
+def get_context(scope: Scope | Any) -> Context:
+    """Return the context of a request."""
     context: Context = scope["state"]["context"]
     return context
 
 
 def _new_trace() -> str:
-    # Version 00, not sampled: whoever records traces decides.
+    # Version 00, not sampled: the services that record traces decide.
     return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-00"

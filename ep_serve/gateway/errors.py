@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients expect them, on every path."""
+"""Errors in OpenAI's JSON format, for all routes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _TYPES = {
 
 
 class ApiError(Exception):
-    """A refusal that the client is told about.
+    """An error that is sent to the client.
 
     Args:
         status: HTTP status.
-        message: a sentence without secrets and without addresses of our own.
-        code: a word for programs.
-        param: the field of the request that is at fault, if it is one.
-        retry_after: seconds after which trying again makes sense.
+        message: a sentence without secrets or internal addresses.
+        code: a machine-readable error code.
+        param: the invalid field of the request, if any.
+        retry_after: seconds until a retry makes sense, for the header `Retry-After`.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """The JSON object of the answer."""
+        """The JSON object of the response."""
         kind = _TYPES.get(self.status)
         if kind is None:
             kind = "api_error" if self.status >= 500 else "invalid_request_error"
@@ -73,22 +73,22 @@ class ApiError(Exception):
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    """400: the request makes no sense."""
+    """400 for an invalid request."""
     return ApiError(400, message, code=code, param=param)
 
 
 def too_many_media(limit: int, found: int) -> ApiError:
-    """400: more media than a request may have."""
-    return invalid(f"A request may have {limit} media (got {found} at least).", "messages")
+    """400 for more media than a request may have."""
+    return invalid(f"A request may have at most {limit} media (got at least {found}).", "messages")
 
 
 def internal_error() -> ApiError:
-    """500, without a word about the reason."""
+    """500 without details."""
     return ApiError(500, "The gateway failed to process the request.", code="internal_error")
 
 
-def install(app: FastAPI) -> None:
-    """Answer every error of an application in this form."""
+def add_exception_handlers(app: FastAPI) -> None:
+    """Make an application send all errors in this format."""
 
     async def api_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
@@ -97,7 +97,7 @@ def install(app: FastAPI) -> None:
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 404:
-            return ApiError(404, "There is no such path.", code="unknown_path").response()
+            return ApiError(404, "The path does not exist.", code="unknown_path").response()
         if error.status_code == 405:
             message = f"{request.method} is not allowed on this path."
             response = ApiError(405, message, code="method_not_allowed").response()
@@ -110,7 +110,7 @@ def install(app: FastAPI) -> None:
 
 
 def _methods(app: FastAPI, scope: Scope) -> set[str]:
-    """The methods of a path, from all its routes; the framework names those of the first only."""
+    """Return the methods of all routes of a path; Starlette reports those of the first only."""
     routes = [route for route in app.routes if isinstance(route, Route)]
     found = [route.methods or () for route in routes if route.matches(scope)[0] != Match.NONE]
     return {method for methods in found for method in methods}

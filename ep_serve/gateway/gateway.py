@@ -1,4 +1,4 @@
-"""The parts of a running gateway, and what they do in the background."""
+"""The components of a gateway and their background tasks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ep_serve.gateway.keys import KeyRing
 from ep_serve.gateway.limits import KeyLimits
 from ep_serve.gateway.media.service import MediaService
 from ep_serve.gateway.metrics import Metrics
-from ep_serve.gateway.tracing import tracing
-from ep_serve.gateway.upstream.pool import Upstreams
+from ep_serve.gateway.tracing import create_tracing
+from ep_serve.gateway.upstream.pool import UpstreamPool
 from ep_serve.gateway.upstream.relay import Relay
 from ep_serve.gateway.upstream.router import Router
 
@@ -24,42 +24,42 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-KEYS_INTERVAL_S = 2.0
+KEY_RELOAD_INTERVAL_S = 2.0
 SWEEP_INTERVAL_S = 30.0
 
 
 class Gateway:
-    """Everything that requests share. `open` and `close` belong to one event loop."""
+    """The components that requests share. `open` and `close` run in one event loop."""
 
     def __init__(self, settings: GatewaySettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.tracing = tracing(settings.tracing)
+        self.tracing = create_tracing(settings.tracing)
         self.keys = KeyRing(settings.keys_file)
         self.limits = KeyLimits(self.metrics)
         self.bodies = BodyReader(settings.request, settings.media.max_per_request)
-        self.upstreams = Upstreams(settings, self.metrics)
+        self.upstreams = UpstreamPool(settings, self.metrics)
         self.router = Router(self.upstreams, settings, self.metrics, self.tracing)
         self.relay = Relay(self.router, self.upstreams, settings.routing, self.metrics)
         self.media = MediaService(settings, self.limits, self.metrics, self.tracing)
-        self.draining = False
+        self.is_draining = False
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
-    def ready(self) -> bool:
-        """Whether new requests should come here."""
-        return not self.draining and any(one.available for one in self.upstreams.all)
+    def is_ready(self) -> bool:
+        """Whether it accepts requests: it is not draining and an engine is available."""
+        return not self.is_draining and any(one.is_available for one in self.upstreams.all)
 
     async def open(self) -> None:
         await self.media.open()
         await self.upstreams.open()
         routing = self.settings.routing
         self._tasks = [
-            asyncio.create_task(_every(seconds, work))
+            asyncio.create_task(_run_periodically(seconds, work))
             for seconds, work in (
                 (routing.health_interval_s, self.upstreams.check),
                 (routing.dns_interval_s, self.upstreams.resolve),
-                (KEYS_INTERVAL_S, self._reload_keys),
+                (KEY_RELOAD_INTERVAL_S, self._reload_keys),
                 (SWEEP_INTERVAL_S, self._sweep),
             )
         ]
@@ -73,22 +73,22 @@ class Gateway:
         await self.tracing.close()
 
     async def _reload_keys(self) -> None:
-        await asyncio.to_thread(self.keys.reload_if_changed)  # YAML of many keys takes a while
+        await asyncio.to_thread(self.keys.reload_if_changed)  # parsing many keys takes a while
 
     async def _sweep(self) -> None:
         await self.media.store.sweep()
 
 
-def of(request: Request) -> Gateway:
-    """The gateway that a request came to."""
+def get_gateway(request: Request) -> Gateway:
+    """Return the gateway of a request."""
     gateway: Gateway = request.app.state.gateway
     return gateway
 
 
-async def _every(seconds: float, work: Callable[[], Awaitable[Any]]) -> None:
+async def _run_periodically(seconds: float, work: Callable[[], Awaitable[Any]]) -> None:
     while True:
         await asyncio.sleep(seconds)
         try:
             await work()
-        except Exception:  # one bad round must not end all later ones
-            logger.exception("background work failed")
+        except Exception:  # a failure must not end the periodic task
+            logger.exception("a background task failed")

@@ -1,7 +1,6 @@
-"""API keys: kept as SHA-256 digests, compared in constant time, reloaded when their file changes.
+"""API keys: stored as SHA-256 digests, compared in constant time, reloaded when their file changes.
 
-A key has 256 random bits, so a plain digest is enough: there is nothing to guess and nothing for a
-slow hash to slow down.
+A key has 256 random bits, so a fast hash is enough: it cannot be guessed.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ _Name = Annotated[str, Field(pattern=r"^[\w.@-]{1,64}$")]
 
 
 class Key(BaseModel):
-    """One entry of the key file. A limit that is not given does not exist."""
+    """One entry of the key file. Limits that are not given do not apply."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: _Name
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     tenant: _Name = ""
-    """Keys of one tenant share files and cached media; the key's own name if not given."""
+    """Keys of one tenant share files and cached media; defaults to the name of the key."""
     requests_per_minute: Annotated[int, Field(ge=1)] | None = None
     media_bytes_per_minute: Annotated[int, Field(ge=1)] | None = None
     concurrent_requests: Annotated[int, Field(ge=1)] | None = None
@@ -46,11 +45,11 @@ class Key(BaseModel):
     """Bounds on the `keep_ratio` of requests; the engine's own default is always allowed."""
     keep_ratio_max: _Ratio | None = None
     priority: Annotated[int, Field(ge=-1_000, le=1_000)] = 0
-    """Higher ones leave the queue first."""
+    """Higher priorities leave the queue first."""
 
     @property
     def owner(self) -> str:
-        """The tenant."""
+        """The tenant, which defaults to the name of the key."""
         return self.tenant or self.name
 
     @model_validator(mode="after")
@@ -68,26 +67,25 @@ class Key(BaseModel):
             )
 
     def check_keep_ratio(self, ratio: float | None, field: str) -> None:
-        """Raise 403 if the key may not ask to keep this much, with this field of a request."""
+        """Raise 403 if the key does not allow a keep ratio, given in a field of the request."""
         if ratio is None:
             return
         low, high = self.keep_ratio_min or 0.0, self.keep_ratio_max or 1.0
         if not low <= ratio <= high:
             raise ApiError(
                 403,
-                f"This key may ask to keep from {low:g} to {high:g} of the audio and video tokens; "
-                f"{field} asks for {ratio:g}.",
+                f"This key allows keep ratios from {low:g} to {high:g} (got {ratio:g} by {field}).",
                 code="keep_ratio_not_allowed",
                 param=field,
             )
 
 
 ANONYMOUS = Key(name="anonymous", sha256="0" * 64)
-"""Stands for everybody where there are no keys; its digest is that of no key."""
+"""The key of all requests to a gateway without keys; its digest matches no key."""
 
 
-def share_of(key: Key, scope: Scope) -> str:
-    """Whose share of memory, slots and room a request takes: without keys each address has one."""
+def quota_tenant(key: Key, scope: Scope) -> str:
+    """Return the tenant whose quotas a request uses; without keys each address is a tenant."""
     client = scope.get("client")
     return f"address {client[0]}" if key is ANONYMOUS and client else key.owner
 
@@ -109,7 +107,7 @@ class KeyFile(BaseModel):
 
 
 class KeyRing:
-    """The keys in force."""
+    """The keys that are currently valid."""
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
@@ -120,17 +118,17 @@ class KeyRing:
             self._keys = _load(file)
 
     @property
-    def anonymous(self) -> bool:
-        """Whether everybody is served."""
+    def is_anonymous(self) -> bool:
+        """Whether requests need no key."""
         return self._file is None
 
     def authenticate(self, authorization: str | None) -> Key:
-        """The key of an `Authorization` header.
+        """Return the key of an `Authorization` header.
 
         Raises:
-            ApiError: 401.
+            ApiError: 401 for a missing or invalid key.
         """
-        if self.anonymous:
+        if self.is_anonymous:
             return ANONYMOUS
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
@@ -139,7 +137,7 @@ class KeyRing:
             )
         digest = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
         found: Key | None = None
-        for known, key in self._keys:  # all of them: the time does not tell which one matched
+        for known, key in self._keys:  # compare all, so that the time does not depend on the match
             if hmac.compare_digest(known, digest):
                 found = key
         if found is None:
@@ -147,14 +145,14 @@ class KeyRing:
         return found
 
     def tenant_of(self, authorization: str | None) -> str | None:
-        """The tenant whose key an `Authorization` header has, or None."""
+        """Return the tenant of an `Authorization` header, or None."""
         try:
             return self.authenticate(authorization).owner
         except ApiError:
             return None
 
     def reload_if_changed(self) -> None:
-        """Read the file again if it changed; one that makes no sense changes nothing."""
+        """Reload the file if it changed; an invalid file changes nothing."""
         if self._file is None:
             return
         stamp = None
@@ -164,13 +162,13 @@ class KeyRing:
                 self._keys = _load(self._file)
                 logger.info("keys reloaded", extra={"keys": len(self._keys)})
         except SettingsError as error:
-            if stamp != self._stamp:  # once for each change, not for each look
+            if stamp != self._stamp:  # log once for each change
                 logger.error("the key file was not reloaded: %s", error)
         self._stamp = stamp
 
 
 def new_key(name: str) -> tuple[str, str]:
-    """A new key, and the YAML entry for it."""
+    """Return a new key and its YAML entry."""
     key = PREFIX + secrets.token_urlsafe(32)
     entry = {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest()}
     text: str = yaml.safe_dump({"keys": [entry]}, sort_keys=False)
@@ -195,7 +193,7 @@ def _load(file: Path) -> tuple[tuple[bytes, Key], ...]:
     try:
         keys = KeyFile.model_validate(content).keys
     except ValidationError as error:
-        # The values stay out of the message: somebody may have written a key instead of its digest.
+        # The message does not quote values: an operator may have entered a key instead of a digest.
         lines = (
             f"keys_file: {'.'.join(str(part) for part in item['loc']) or file}: {item['msg']}"
             for item in error.errors(include_input=False)

@@ -1,4 +1,4 @@
-"""What one key may do: requests and media bytes a minute, requests at the same time."""
+"""Rate and concurrency limits of API keys."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ if TYPE_CHECKING:
 
 
 class KeyLimits:
-    """Counts for all keys, in this process."""
+    """Counters of all keys in this process."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._windows = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._running: Counter[str] = Counter()
 
-    async def request(self, key: Key) -> None:
-        """Count a request; 429 if there were too many."""
+    async def count_request(self, key: Key) -> None:
+        """Count a request; raise 429 above the rate limit."""
         await self._count(key, "requests", key.requests_per_minute, 1)
 
-    async def media(self, key: Key, nbytes: int) -> None:
-        """Count received bytes; 429 if there were too many, 413 if they can never be allowed."""
+    async def count_media(self, key: Key, nbytes: int) -> None:
+        """Count received bytes; raise 429 above the limit, 413 if `nbytes` alone exceeds it."""
         allowed = key.media_bytes_per_minute
         if allowed is not None and nbytes > allowed:
             raise ApiError(
                 413,
-                f"This key may send {allowed} bytes of media a minute (got {nbytes} at once).",
+                f"This key may send {allowed} media bytes per minute (got {nbytes} at once).",
                 code="media_too_large",
             )
         await self._count(key, "media bytes", allowed, nbytes)
 
     @contextmanager
     def running(self, key: Key) -> Iterator[None]:
-        """Count a request as long as it runs; 429 if too many do."""
+        """Count a request while it runs; raise 429 above the concurrency limit."""
         allowed = key.concurrent_requests
         if allowed is not None and self._running[key.name] >= allowed:
             self._metrics.refused.labels("concurrent_requests").inc()
             raise ApiError(
                 429,
-                f"This key may run {allowed} requests at the same time.",
+                f"This key may run at most {allowed} requests concurrently.",
                 code="concurrency_limit_exceeded",
                 retry_after=1,
             )
@@ -71,7 +71,7 @@ class KeyLimits:
         reset = (await self._windows.get_window_stats(item, what, key.name)).reset_time
         raise ApiError(
             429,
-            f"This key may send {allowed} {what} a minute.",
+            f"This key may send at most {allowed} {what} per minute.",
             code="rate_limit_exceeded",
             retry_after=min(60.0, max(1.0, reset - time.time())),
         )

@@ -1,6 +1,6 @@
-"""Structured logs: one JSON object a line, with the id of the request.
+"""Structured logs: one JSON object per line, with the request id.
 
-Nothing that a client sent enters a log line but its request id, and that is checked.
+Of what clients send, only the validated request id is logged.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from pythonjsonlogger.json import JsonFormatter
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""The id of the request that the running task works for."""
+"""The request id of the current task."""
 
 
 class _RequestId(logging.Filter):
@@ -22,7 +22,7 @@ class _RequestId(logging.Filter):
 
 
 def configure(level: str) -> None:
-    """Write JSON lines to stderr, from our loggers and from the server's."""
+    """Write the logs of all loggers to stderr as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_RequestId())
     handler.setFormatter(
@@ -37,5 +37,5 @@ def configure(level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("ep_serve").setLevel(level.upper())
-    # It warns of each malformed form, which clients send as fast as they can.
+    # It warns of each malformed form, so that clients could flood the logs.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Prometheus series of the gateway. Labels are bounded: routes, codes, names from the settings."""
+"""Prometheus metrics of the gateway. Label values are bounded: routes, codes, configured names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000)
 
 
 class Metrics:
-    """All series, in a registry of their own."""
+    """All metrics, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -78,13 +78,13 @@ class Metrics:
         for kind in ("full", "kept", "saved"):
             self.tokens.labels(kind)
 
-    def finished(self, route: str, status: int, seconds: float) -> None:
-        """Count one answer."""
+    def record_request(self, route: str, status: int, seconds: float) -> None:
+        """Record a finished request."""
         self.requests.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
 
-    def usage(self, usage: Mapping[str, Any], seconds: float) -> None:
-        """Count the tokens that an engine reported for a request that took `seconds`."""
+    def record_usage(self, usage: Mapping[str, Any], seconds: float) -> None:
+        """Record the usage that an engine reported for a request that took `seconds`."""
         completion = _number(usage.get("completion_tokens"))
         self.completion_tokens.inc(completion)
         if completion and seconds > 0:

@@ -1,7 +1,7 @@
-"""Running the gateway: its port for clients, its port for engines, and its end.
+"""Run the HTTP servers of the gateway and shut them down gracefully.
 
-SIGTERM: `/ready` says 503 for a while, so that nobody sends more; then the port closes, running
-answers are finished, and only then does the port for engines close.
+On SIGTERM `/ready` returns 503 for a while, so that load balancers stop sending requests; then the
+public port closes, running requests finish, and finally the internal port closes.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 2_048
 ACCEPTS = 16
-"""Connections that are accepted in one turn of the event loop: libuv accepts one for each listening
-socket, and new ones would wait for many turns behind a flood."""
+"""Connections that are accepted per event loop iteration: libuv accepts one for each listening
+socket, and during a flood new ones would wait for many iterations."""
 OTHER_FILES = 1_024
-"""Media, helpers, the store: what is open besides connections."""
+"""Open files besides connections: media, the probe helper, the store."""
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to `serve`, which stops several servers in order."""
+    """Does not handle signals: `serve` stops several servers in order."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -49,20 +49,20 @@ class _Server(uvicorn.Server):
 
 
 @dataclass(slots=True)
-class Running:
-    """A gateway whose ports are open."""
+class RunningGateway:
+    """A gateway that is accepting requests."""
 
     gateway: Gateway
     port: int
     front: uvicorn.Server
     ended: asyncio.Task[None]
-    """Done when the port for clients has closed and its last answer is sent."""
+    """Done when the public port has closed and the last response is sent."""
 
-    async def drain(self, hurry: asyncio.Event | None = None) -> None:
-        """Let new requests go elsewhere, then finish the running ones; `hurry` cuts it short."""
+    async def drain(self, force: asyncio.Event | None = None) -> None:
+        """Stop accepting requests and finish the running ones; `force` cuts this short."""
         logger.info("draining")
-        self.gateway.draining = True
-        waiting = asyncio.create_task((hurry or asyncio.Event()).wait())
+        self.gateway.is_draining = True
+        waiting = asyncio.create_task((force or asyncio.Event()).wait())
         await asyncio.wait({waiting}, timeout=self.gateway.settings.drain.delay_s)
         self.front.should_exit = True
         await asyncio.wait({self.ended, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -73,8 +73,8 @@ class Running:
 
 
 @asynccontextmanager
-async def running(settings: GatewaySettings) -> AsyncIterator[Running]:
-    """A gateway that answers inside the block. Engines can fetch media until its very end.
+async def running(settings: GatewaySettings) -> AsyncIterator[RunningGateway]:
+    """Run a gateway inside the block. Engines can fetch media until its end.
 
     Raises:
         SettingsError: a port or a folder cannot be used.
@@ -82,11 +82,11 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Running]:
     gateway = Gateway(settings)
     public = _listen(settings.host, settings.port, "port")
     internal = _listen(settings.internal.host, settings.internal.port, "internal.port")
-    gateway.media.lender.base_url = _base_url(settings, internal)
+    gateway.media.server.base_url = _base_url(settings, internal)
     ports = [public, internal]
     servers = [
         _server(create_app(gateway), settings, gateway),
-        _server(gateway.media.lender.app, settings, gateway),
+        _server(gateway.media.server.app, settings, gateway),
     ]
     if settings.metrics.enabled:
         ports.append(_listen(settings.metrics.host, settings.metrics.port, "metrics.port"))
@@ -102,7 +102,7 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Running]:
             await asyncio.sleep(0.01)
         port = public.getsockname()[1]
         logger.info("listening", extra={"host": settings.host, "port": port})
-        yield Running(gateway, port, front, ended)
+        yield RunningGateway(gateway, port, front, ended)
     finally:
         for server, task in zip(servers, tasks, strict=True):
             server.should_exit = True
@@ -111,27 +111,27 @@ async def running(settings: GatewaySettings) -> AsyncIterator[Running]:
 
 
 async def serve(settings: GatewaySettings) -> None:
-    """Run a gateway until SIGTERM or SIGINT; a second one ends it at once.
+    """Run a gateway until SIGTERM or SIGINT; a second signal ends it at once.
 
     Raises:
         SettingsError: a port or a folder cannot be used.
     """
     settings = _with_open_files(settings)
     async with running(settings) as now:
-        # What lives now stays. Requests leave no cycles behind, and looking for some after every
-        # few hundred objects was a tenth of the work.
+        # Long-lived objects are frozen. Requests leave no reference cycles behind, and collecting
+        # after every few hundred objects took a tenth of the CPU time.
         gc.freeze()
         gc.set_threshold(10_000, 20, 50)
-        asked, hurry = asyncio.Event(), asyncio.Event()
+        asked, force = asyncio.Event(), asyncio.Event()
 
         def signalled() -> None:
-            (hurry if asked.is_set() else asked).set()
+            (force if asked.is_set() else asked).set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, signalled)
         stop = asyncio.create_task(asked.wait())
         await asyncio.wait({stop, now.ended}, return_when=asyncio.FIRST_COMPLETED)
-        await now.drain(hurry)
+        await now.drain(force)
 
 
 def _server(app: Any, settings: GatewaySettings, gateway: Gateway) -> uvicorn.Server:
@@ -182,10 +182,10 @@ def _base_url(settings: GatewaySettings, internal: socket.socket) -> str:
 
 
 def _with_open_files(settings: GatewaySettings) -> GatewaySettings:
-    """Raise the process's limit on open files to what its connections need, as far as allowed.
+    """Raise the limit of open files to what the connections need, as far as allowed.
 
-    If that is not far enough, `max_connections` becomes what fits: a gateway without free files
-    could reach no engine.
+    If that is not enough, reduce `max_connections`: without free file descriptors the gateway could
+    not connect to engines.
     """
     connections = settings.request.max_connections
     wanted = 2 * connections + OTHER_FILES  # to clients, and to engines

@@ -1,6 +1,6 @@
-"""The configuration: one YAML file, environment variables and command line options.
+"""The configuration: a YAML file, environment variables and command line options.
 
-Each overrides the one before it. An environment variable is named by the path of its setting:
+Later sources override earlier ones. An environment variable is named by the path of its setting:
 `EP_SERVE_GATEWAY_STORE__QUOTA_BYTES` sets `store.quota_bytes`. Sizes are bytes, times are seconds.
 """
 
@@ -44,7 +44,7 @@ Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
 def _host_pattern(text: str) -> str:
-    """A pattern for hosts as they are connected to: encoded, in lower case, without a final dot."""
+    """Normalize a host pattern: IDNA encoded, lower case, without a trailing dot."""
     labels = text.rstrip(".").lower().split(".")
     if any(not label.isascii() and "*" in label for label in labels):
         raise ValueError("a '*' stands beside other letters only in an encoded name (xn--...)")
@@ -63,7 +63,7 @@ class _Section(BaseModel):
 
 
 class MetricsSettings(_Section):
-    """Where Prometheus reads."""
+    """The Prometheus endpoint."""
 
     enabled: bool = True
     host: str = "127.0.0.1"
@@ -88,11 +88,11 @@ class TracingSettings(_Section):
 
 
 class InternalSettings(_Section):
-    """Where engines fetch media; never to be reachable for clients."""
+    """The endpoint where engines fetch media; must not be reachable for clients."""
 
     host: str = "127.0.0.1"
     port: Port = 0
-    """0 takes a free port."""
+    """0 selects a free port."""
     url: AnyHttpUrl | None = None
     """How engines reach this gateway; `http://host:port` if not given."""
 
@@ -157,7 +157,7 @@ class FetchSettings(_Section):
 
 
 class ProbeSettings(_Section):
-    """What a medium may be, and what finding out may cost."""
+    """Bounds of media and of the cost of probing them."""
 
     max_duration_s: Seconds = 1_800
     max_frames: Count = 216_000
@@ -175,9 +175,9 @@ class MediaSettings(_Section):
     max_bytes: Bytes = 512 * 2**20
     max_per_request: Annotated[int, Field(ge=0)] = 16
     max_request_bytes: Bytes = 2**30
-    """All media of one request together."""
+    """Total of all media of one request."""
     concurrency: Count = 32
-    """Media that are fetched at the same time."""
+    """Media that are fetched concurrently."""
     fetch: FetchSettings = FetchSettings()
     probe: ProbeSettings = ProbeSettings()
 
@@ -189,7 +189,7 @@ class S3Settings(_Section):
     prefix: Annotated[str, Field(max_length=512, pattern=r"^([\w-][\w.-]*(/[\w-][\w.-]*)*)?$")] = ""
     """What the names of all objects begin with, without a slash at its ends."""
     endpoint: AnyHttpUrl | None = None
-    """A server that speaks S3; Amazon's if not given."""
+    """URL of an S3-compatible server; Amazon S3 if not given."""
     region: str = "us-east-1"
     access_key_id: SecretStr | None = None
     secret_access_key: SecretStr | None = None
@@ -198,7 +198,7 @@ class S3Settings(_Section):
     timeout_s: Seconds = 30
     """Longest pause of the bucket, and how long a request that failed is repeated."""
     sync_interval_s: Seconds = 60
-    """How often to look what other gateways changed."""
+    """How often changes of other gateways are synchronized."""
 
     @model_validator(mode="after")
     def _whole_key(self) -> Self:
@@ -222,12 +222,12 @@ class StoreSettings(_Section):
 
 
 class RoutingSettings(_Section):
-    """Which engine gets a request."""
+    """Routing, retries and health checks."""
 
     load_bound: Annotated[float, Field(ge=1)] = 1.25
     """An engine whose work exceeds the mean by this factor loses its affinity."""
     concurrency: Count = 256
-    """Requests that one engine works on; more wait in the queue."""
+    """Concurrent requests of one engine; more wait in the queue."""
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     """Other engines to try, before the first byte of an answer was sent; a single one when an
     engine took the request and failed."""
@@ -251,23 +251,23 @@ class RoutingSettings(_Section):
 
 
 class QueueSettings(_Section):
-    """Requests that no engine has room for."""
+    """The queue of requests while all engines are full."""
 
     max_waiting: Annotated[int, Field(ge=0)] = 512
     timeout_s: Seconds = 10
 
 
 class DrainSettings(_Section):
-    """What happens between SIGTERM and the end."""
+    """Graceful shutdown after SIGTERM."""
 
     delay_s: Annotated[float, Field(ge=0)] = 5
-    """`/ready` says 503 for this long before the port closes."""
+    """`/ready` returns 503 for this long before the port closes."""
     timeout_s: Seconds = 300
-    """Running answers may take this long after that."""
+    """Running requests may take this long after that."""
 
 
 class GatewaySettings(BaseSettings):
-    """Everything that can be configured."""
+    """All settings of the gateway."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -311,7 +311,7 @@ class GatewaySettings(BaseSettings):
             try:
                 (url.host or "").encode("idna")
             except UnicodeError:
-                raise ValueError("the host of an upstream is not a host name") from None
+                raise ValueError("the host of the upstream is not a valid host name") from None
         return urls
 
     @model_validator(mode="after")
@@ -333,19 +333,19 @@ class GatewaySettings(BaseSettings):
         *others: PydanticBaseSettingsSource,
         **more: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what `load` merged, whose order differs from the library's."""
+        """Use only the arguments: `load` merges the sources in a different order."""
         return (init_settings,)
 
 
 def load(file: Path | None = None, options: dict[str, Any] | None = None) -> GatewaySettings:
-    """Read and check the configuration.
+    """Load and validate the configuration.
 
     Args:
         file: a YAML file; None for none.
         options: from the command line, nested as in the file; they override the others.
 
     Raises:
-        SettingsError: names each setting that makes no sense.
+        SettingsError: names each invalid setting.
     """
     given = _read(file) if file else {}
     try:
@@ -358,13 +358,13 @@ def load(file: Path | None = None, options: dict[str, Any] | None = None) -> Gat
 
 
 def to_yaml(settings: GatewaySettings) -> str:
-    """The configuration in force, secrets masked, as a file that `load` reads."""
+    """Return the configuration as YAML that `load` reads, with secrets masked."""
     text: str = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
     return text
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a listening address."""
+    """Return whether only this machine can reach a listening address."""
     if host == "localhost":
         return True
     try:

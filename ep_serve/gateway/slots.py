@@ -1,4 +1,4 @@
-"""Slots for work that takes a while, shared so that no tenant can take them all."""
+"""A fair semaphore for several tenants."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class FairSlots:
-    """A semaphore for several tenants.
+    """A semaphore that no tenant can exhaust.
 
-    A tenant may hold up to twice as many slots as it leaves free: one alone gets two thirds of
-    them, and whoever comes next still finds some. Those who wait are served in turn, one for each
-    tenant. The tenant "" stands for everybody where nobody is told apart, and may hold them all.
+    A tenant may hold up to twice as many slots as it leaves free, so a single tenant gets two
+    thirds of them. Waiting tenants are served round robin. The tenant "" stands for all clients
+    where tenants are not distinguished, and may hold all slots.
     """
 
     def __init__(self, number: int) -> None:
@@ -25,7 +25,7 @@ class FairSlots:
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
     async def acquire(self, tenant: str) -> None:
-        """Wait for a slot; `release` gives it back."""
+        """Wait for a slot; `release` returns it."""
         if tenant not in self._waiting and self._fits(tenant):
             self._take(tenant)
             return
@@ -34,7 +34,7 @@ class FairSlots:
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # the slot was granted in the same moment
+            if not turn.cancelled():  # the slot was granted at the same time
                 self.release(tenant)
             self._grant()
             raise
@@ -48,7 +48,7 @@ class FairSlots:
 
     @asynccontextmanager
     async def slot(self, tenant: str) -> AsyncIterator[None]:
-        """A slot inside the block."""
+        """Hold a slot inside the block."""
         await self.acquire(tenant)
         try:
             yield

@@ -1,8 +1,8 @@
-"""Spans for OpenTelemetry, where they are asked for.
+"""OpenTelemetry tracing, which is optional.
 
-A request is one span, and in it are those of fetching, probing, waiting for an engine and asking
-it. Their attributes are counts, codes and names of our own: nothing that a client sent, no key, no
-address that a client named, and no message of an error.
+Each request is a span with child spans for fetching, probing, queueing and the request to the
+engine. Attributes hold only counts, codes and internal names, never client data, keys, URLs or
+error messages.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _CLOSE_S = 10.0
 
 
 class Span:
-    """A span that nobody records."""
+    """A span that is not recorded."""
 
     def set(self, **values: str | int | float) -> None:
-        """Add attributes, in our namespace."""
+        """Set attributes, in the namespace `ep_serve`."""
 
-    def answered(self, method: str, route: str, status: int) -> None:
-        """Say of a request's span where it went, and what came of it."""
+    def set_response(self, method: str, route: str, status: int) -> None:
+        """Set method, route and status of a request's span."""
 
     async def __aenter__(self) -> Span:
         return self
@@ -41,31 +41,31 @@ class Span:
         pass
 
 
-_UNRECORDED = Span()
+_NOOP_SPAN = Span()
 
 
 class Tracing:
-    """Records nothing; `Recording` does."""
+    """Tracing that records nothing."""
 
     def request(self, trace: dict[str, str]) -> AbstractAsyncContextManager[Span]:
-        """The span of a request that came with the headers `trace` of W3C's trace context."""
-        return _UNRECORDED
+        """Start the span of a request with the W3C trace context headers `trace`."""
+        return _NOOP_SPAN
 
     def span(self, name: str, **values: str | int | float) -> AbstractAsyncContextManager[Span]:
-        """A span inside the running one; an exception that leaves it marks it as failed."""
-        return _UNRECORDED
+        """Start a child of the current span; an exception sets its status to error."""
+        return _NOOP_SPAN
 
     @property
     def traceparent(self) -> str:
-        """The header that makes another service's spans part of the running one; "" for none."""
+        """The `traceparent` header of the current span, or ""."""
         return ""
 
     async def close(self) -> None:
-        """Send what is recorded."""
+        """Export the recorded spans."""
 
 
-def tracing(settings: TracingSettings) -> Tracing:
-    """What the settings ask for.
+def create_tracing(settings: TracingSettings) -> Tracing:
+    """Create the tracing that the settings select.
 
     Raises:
         SettingsError: the packages of OpenTelemetry are not installed.
@@ -73,15 +73,15 @@ def tracing(settings: TracingSettings) -> Tracing:
     if not settings.enabled:
         return Tracing()
     try:
-        return Recording(settings)
+        return OtlpTracing(settings)
     except ImportError:
         raise SettingsError(
             "tracing.enabled: OpenTelemetry is not installed; pip install 'ep-serve[tracing]'"
         ) from None
 
 
-class Recording(Tracing):
-    """Records spans and sends them by OTLP over HTTP, from a thread of its own."""
+class OtlpTracing(Tracing):
+    """Records spans and exports them by OTLP over HTTP in a background thread."""
 
     def __init__(self, settings: TracingSettings) -> None:
         from opentelemetry import trace
@@ -111,7 +111,7 @@ class Recording(Tracing):
 
     def span(self, name: str, **values: str | int | float) -> AbstractAsyncContextManager[Span]:
         kind = self._api.SpanKind.CLIENT if name == "upstream" else self._api.SpanKind.INTERNAL
-        return self._started(name, kind=kind, attributes=_ours(values))
+        return self._started(name, kind=kind, attributes=_namespaced(values))
 
     @property
     def traceparent(self) -> str:
@@ -126,26 +126,26 @@ class Recording(Tracing):
 
     @asynccontextmanager
     async def _started(self, name: str, **options: Any) -> AsyncIterator[Span]:
-        # The library would record the messages of exceptions, which may hold anything.
+        # By default exception messages are recorded, which may contain client data.
         options |= {"record_exception": False, "set_status_on_exception": False}
         with self._tracer.start_as_current_span(name, **options) as span:
-            recorded = _Recorded(span, self._api.StatusCode.ERROR)
+            recorded = _OtlpSpan(span, self._api.StatusCode.ERROR)
             try:
                 yield recorded
             except BaseException as error:
-                recorded.failed(type(error).__name__)
+                recorded.set_error(type(error).__name__)
                 raise
 
 
-class _Recorded(Span):
+class _OtlpSpan(Span):
     def __init__(self, span: Any, failed: Any) -> None:
         self._span = span
         self._failed = failed
 
     def set(self, **values: str | int | float) -> None:
-        self._span.set_attributes(_ours(values))
+        self._span.set_attributes(_namespaced(values))
 
-    def answered(self, method: str, route: str, status: int) -> None:
+    def set_response(self, method: str, route: str, status: int) -> None:
         method = method if method in _METHODS else "_OTHER"
         self._span.update_name(f"{method} {route}")
         self._span.set_attributes(
@@ -156,12 +156,12 @@ class _Recorded(Span):
             }
         )
         if status >= 500:
-            self.failed(str(status))
+            self.set_error(str(status))
 
-    def failed(self, kind: str) -> None:
+    def set_error(self, kind: str) -> None:
         self._span.set_attribute("error.type", kind)
         self._span.set_status(self._failed)
 
 
-def _ours(values: dict[str, str | int | float]) -> dict[str, str | int | float]:
+def _namespaced(values: dict[str, str | int | float]) -> dict[str, str | int | float]:
     return {NAMESPACE + name: value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Reading the YAML files of an operator, with errors that a person can act on."""
+"""Read YAML configuration files with readable errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class SettingsError(Exception):
-    """The configuration makes no sense; the message has one line for each problem."""
+    """The configuration is invalid; the message has one line for each problem."""
 
 
 class _DuplicateKeyError(yaml.MarkedYAMLError):
@@ -19,7 +19,7 @@ class _DuplicateKeyError(yaml.MarkedYAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a mapping with the same key twice, of which PyYAML silently takes the last."""
+    """Rejects duplicate keys, of which PyYAML silently uses the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -33,11 +33,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(file: Path) -> Any:
-    """The content of a YAML file.
+    """Load a YAML file.
 
     Raises:
-        SettingsError: one sentence that names the file, and the line if that is known. It quotes
-            nothing of the content, which may hold secrets.
+        SettingsError: names the file and, if known, the line. It does not quote the content, which
+            may hold secrets.
     """
     try:
         return yaml.load(file.read_text(encoding="utf-8"), _Loader)
@@ -51,6 +51,6 @@ def read_yaml(file: Path) -> Any:
         twice = isinstance(error, _DuplicateKeyError)
         problem = "has a key for the second time" if twice else "is not YAML"
         raise SettingsError(f"{file}: {problem}{where}") from None
-    # The constructors of YAML's types raise what they like, for a date of 99 months, say.
+    # YAML's type constructors raise various errors, such as for a date with month 99.
     except (yaml.YAMLError, ArithmeticError, LookupError, ValueError, TypeError, RecursionError):
         raise SettingsError(f"{file}: is not YAML") from None

@@ -23,7 +23,7 @@ from ep_serve.contract.media_formats import (
     HEAD_BYTES,
     MAX_STREAMS,
     VIDEO_CODECS,
-    refused_format,
+    unsupported_format,
 )
 from ep_serve.contract.truncation import missing_bytes, missing_seconds
 from ep_serve.media.errors import MediaError
@@ -110,7 +110,7 @@ def prepare_decoder(stream: Stream, what: str, limits: MediaLimits) -> None:
 
 def check_format(data: bytes, what: str) -> None:
     """Refuse a common format that is not served by its name."""
-    if name := refused_format(data[:HEAD_BYTES]):
+    if name := unsupported_format(data[:HEAD_BYTES]):
         raise MediaError(f"the {what} is in the format {name}, which is not served")
 
 

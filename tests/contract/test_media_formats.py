@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 from av.stream import Disposition
 
-from ep_serve.contract.media_formats import default_track, refused_format, webp_size
+from ep_serve.contract.media_formats import default_track, unsupported_format, webp_size
 from ep_serve.gateway.errors import ApiError
 from ep_serve.gateway.media import service
 from ep_serve.gateway.media.parts import Modality
@@ -47,7 +47,7 @@ def engine_refusal(data: bytes, modality: str) -> str | None:
 def gateway_refusal(data: bytes, modality: Any) -> str | None:
     try:
         facts = inspection.probe(io.BytesIO(data), BOUNDS).as_dict()
-        service._check(modality, facts, "messages[0]")
+        service._check_modality(modality, facts, "messages[0]")
     except inspection.RefusedError as error:
         return error.reason
     except ApiError as error:
@@ -99,7 +99,7 @@ WHAT = ("image", "video", "sound")
 
 def test_served_files_are_not_taken_for_others() -> None:
     for data in (make_clip(1), make_sound(1), make_image(), make_image(fmt="AVIF")):
-        assert refused_format(data[:64]) is None
+        assert unsupported_format(data[:64]) is None
 
 
 def test_the_size_of_an_extended_webp_is_in_its_head() -> None:

@@ -7,15 +7,15 @@ from pydantic import ValidationError
 
 from ep_serve.contract.request_options import (
     RequestOptions,
+    describe_option_error,
     json_schema,
-    refused_option,
 )
 
 
 def refusal(**fields: Any) -> tuple[str, str]:
     with pytest.raises(ValidationError) as error:
         RequestOptions.model_validate(fields)
-    return refused_option(error.value)
+    return describe_option_error(error.value)
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {  # field, value, what the message s
     "an endless number": ("json", {"maxItems": 10**400}, "maxItems 1e18 or more"),
     "a length": ("json", {"type": "string", "maxLength": 10**9}, "maxLength"),
     "depth": ("json", nested(MAX_DEPTH + 1), f"deeper than {MAX_DEPTH}"),
-    "values": ("json", {"enum": list(range(MAX_VALUES))}, f"more than {MAX_VALUES} values"),
+    "values": ("json", {"enum": list(range(MAX_VALUES))}, f"exceeds {MAX_VALUES} JSON values"),
     "characters": ("json", {"const": "x" * 300_000}, "characters"),
     "characters of names": ("json", {"properties": {"x" * 300_000: {}}}, "characters"),
     "text that is no JSON": ("json", "{", "is not JSON"),
@@ -160,7 +160,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {  # field, value, what the message s
     "a missing rule": ("grammar", "root ::= nope", "nope, which is not defined"),
     "no root": ("grammar", 'a ::= "x"', "no rule root"),
     "another notation": ("grammar", 'start: "x"', "EBNF"),
-    "a repetition of nothing": ("grammar", "root ::= *", "behind nothing"),
+    "a repetition of nothing": ("grammar", "root ::= *", "without a preceding element"),
     "rules": (
         "grammar",
         "root ::= r0\n" + "\n".join(f'r{i} ::= "a"' for i in range(300)),

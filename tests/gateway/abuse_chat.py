@@ -88,6 +88,10 @@ for _name, _part in PARTS.items():
     _add_part(_name, _part)
 
 
+ENTRIES = {name: limit for name, limit in MAX_ENTRIES.items() if limit < 100_000}
+"""More entries than that exceed the limit of the body first."""
+
+
 def _object(size: int) -> dict[str, int]:
     return {str(number): 1 for number in range(size)}
 
@@ -109,8 +113,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     },
     "many choices": {"structured_outputs": {"choice": ["a"] * 10_000}},
     "a long pattern of repetition": {"repetition_detection": {"max_pattern_size": 10**6}},
-    **{f"a list of many {name}": {name: ["a"] * (n + 1)} for name, n in MAX_ENTRIES.items()},
-    **{f"an object of many {n}": {n: _object(m + 1)} for n, m in MAX_ENTRIES.items()},
+    **{f"a list of many {name}": {name: ["a"] * (n + 1)} for name, n in ENTRIES.items()},
+    **{f"an object of many {n}": {n: _object(m + 1)} for n, m in ENTRIES.items()},
     **{f"a long text in {name}": {name: ["a" * (n + 1)]} for name, n in MAX_CHARS.items()},
     "a media token in a tool": {
         "tools": [{"type": "function", "function": {"name": "f", "description": TOKEN}}]

@@ -91,7 +91,7 @@ def leftovers(world: World) -> list[str]:
         "files being received": [path.name for path in store._incoming.iterdir()],
         "bytes on disk that are not counted": store.used_bytes
         - sum(path.stat().st_size for path in store._blobs.glob("*/*")),
-        "lent media": list(media.lender._lent),
+        "lent media": list(media.server._paths),
         "running requests": +limits._running,
         "requests at engines": sum(one.active for one in world.gateway.upstreams.all),
     }

@@ -17,7 +17,7 @@ import yaml
 
 from ep_serve.gateway.gateway import Gateway
 from ep_serve.gateway.keys import new_key
-from ep_serve.gateway.server import Running, running
+from ep_serve.gateway.server import RunningGateway, running
 from ep_serve.gateway.settings import load
 from tests.gateway.mock_upstream import MODEL, MockUpstream
 
@@ -46,7 +46,7 @@ def anyio_backend() -> str:
 class World:
     """A gateway, a client for it, and the engines behind it."""
 
-    now: Running
+    now: RunningGateway
     client: httpx.AsyncClient
     engines: list[MockUpstream]
 

@@ -28,8 +28,8 @@ def made_up(body: dict[str, Any]) -> dict[str, Any]:
     audio_scores = [_score(0, (token - 30) / 5) for token in range(AUDIO)]
     full = len(video_scores) + AUDIO
     budget = max(1, math.ceil(full * (body.get("keep_ratio") or 0.2)))
-    share = HEARD if "hear" in _question(body) else SEEN
-    audio_kept = min(AUDIO, max(round(budget * share), budget - len(video_scores)))
+    tenant = HEARD if "hear" in _question(body) else SEEN
+    audio_kept = min(AUDIO, max(round(budget * tenant), budget - len(video_scores)))
     video = {
         "grid": [STEPS, ROWS, COLUMNS],
         "seconds_per_step": SECONDS_PER_STEP,

@@ -96,7 +96,7 @@ def check(name: str, answer: httpx.Response, scene: Scene) -> list[str]:
     internal = (
         str(scene.world.gateway.settings.store.path),
         str(scene.world.engine.port),
-        scene.world.gateway.media.lender.base_url,
+        scene.world.gateway.media.server.base_url,
         bearer("a")["authorization"].removeprefix("Bearer "),
         "Traceback",
     )

@@ -14,7 +14,7 @@ from ep_serve.gateway.upstream.connection import (
     HIGH_WATER,
     BrokenAnswerError,
     Connection,
-    Connections,
+    ConnectionPool,
     request_head,
 )
 
@@ -26,7 +26,7 @@ HELLO = OK + b"Content-Length: 5\r\n\r\nhello"
 
 
 @asynccontextmanager
-async def engine(*answers: bytes, hang_up: bool = False) -> AsyncIterator[Connections]:
+async def engine(*answers: bytes, hang_up: bool = False) -> AsyncIterator[ConnectionPool]:
     """Connections to a server that answers so, one request after the other."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -42,7 +42,7 @@ async def engine(*answers: bytes, hang_up: bool = False) -> AsyncIterator[Connec
 
 
 @asynccontextmanager
-async def serving(handle: Handler) -> AsyncIterator[Connections]:
+async def serving(handle: Handler) -> AsyncIterator[ConnectionPool]:
     async def closing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             await handle(reader, writer)
@@ -50,20 +50,20 @@ async def serving(handle: Handler) -> AsyncIterator[Connections]:
 
     server = await asyncio.start_server(closing, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    connections = Connections(URL(f"http://127.0.0.1:{port}"), None, 5)
+    connections = ConnectionPool(URL(f"http://127.0.0.1:{port}"), None, 5)
     yield connections
     connections.close_idle(0)
     server.close()
 
 
-async def asked(connections: Connections) -> Connection:
-    connection = await connections.take()
-    connection.ask(request_head("/", {"host": "engine"}, 0), b"")
+async def asked(connections: ConnectionPool) -> Connection:
+    connection = await connections.acquire()
+    connection.send_request(request_head("/", {"host": "engine"}, 0), b"")
     return connection
 
 
 async def whole(connection: Connection) -> bytes:
-    await connection.head()
+    await connection.read_head()
     found = b""
     while data := await connection.read():
         found += data
@@ -75,7 +75,7 @@ async def test_a_connection_is_used_again() -> None:
         first = await asked(connections)
         assert await whole(first) == b"hello"
         assert (first.status, first.headers) == (200, {b"content-length": b"5"})
-        connections.give_back(first)
+        connections.release(first)
         second = await asked(connections)
         assert second is first
         assert await whole(second) == b"hello"
@@ -94,17 +94,17 @@ async def test_a_connection_that_cannot_go_on_is_not_used_again(answer: bytes) -
     async with engine(answer) as connections:
         connection = await asked(connections)
         assert await whole(connection) == b"hello"
-        connections.give_back(connection)
-        assert await connections.take() is not connection
+        connections.release(connection)
+        assert await connections.acquire() is not connection
 
 
 async def test_nor_is_one_that_was_idle_for_long() -> None:
     async with engine(HELLO, HELLO) as connections:
         connection = await asked(connections)
         await whole(connection)
-        connections.give_back(connection)
+        connections.release(connection)
         connections.close_idle(0)
-        assert await connections.take() is not connection
+        assert await connections.acquire() is not connection
 
 
 async def test_an_answer_that_was_not_read_to_its_end_closes_the_connection() -> None:
@@ -119,8 +119,8 @@ async def test_an_answer_that_was_not_read_to_its_end_closes_the_connection() ->
 
     async with serving(handle) as connections:
         connection = await asked(connections)
-        await connection.head()
-        connections.give_back(connection)
+        await connection.read_head()
+        connections.release(connection)
         await asyncio.wait_for(hung_up.wait(), 10)
 
 
@@ -182,7 +182,7 @@ async def test_pieces_are_delivered_as_they_arrive() -> None:
 
     async with serving(handle) as connections:
         connection = await asked(connections)
-        await connection.head()
+        await connection.read_head()
         await connection.deliver(sink)
         assert found == [*((piece, False) for piece in pieces), (b"", True)]
 
@@ -193,7 +193,7 @@ async def test_an_error_of_the_receiver_ends_the_delivery() -> None:
 
     async with engine(HELLO) as connections:
         connection = await asked(connections)
-        await connection.head()
+        await connection.read_head()
         with pytest.raises(ZeroDivisionError):
             await connection.deliver(sink)
         assert not connection.reusable
@@ -214,7 +214,7 @@ async def test_an_engine_waits_for_one_who_does_not_read(delivered: bool) -> Non
 
     async with serving(handle) as connections:
         connection = await asked(connections)
-        await connection.head()
+        await connection.read_head()
         if delivered:
             delivery = asyncio.create_task(
                 connection.deliver(lambda data, last: connection.pause())
@@ -237,9 +237,9 @@ async def test_an_engine_that_cannot_be_reached_is_an_os_error() -> None:
     async with engine() as connections:
         pass
     with pytest.raises(OSError, match="Connect call failed"):
-        await connections.take()
+        await connections.acquire()
 
 
 def test_a_header_cannot_end_the_head() -> None:
-    with pytest.raises(ValueError, match="end of a line"):
+    with pytest.raises(ValueError, match="line break"):
         request_head("/", {"authorization": "Bearer a\r\nx: y"}, 0)

@@ -48,9 +48,9 @@ async def missing(*args: Any) -> bool:
 def test_a_copy_that_cannot_be_kept_closes_its_download() -> None:
     async def run() -> bool:
         download = Download()
-        threads = SimpleNamespace(in_order=missing)
+        threads = SimpleNamespace(run_serialized=missing)
         parts: Any = SimpleNamespace(
-            _alone=context, path=lambda digest: SimpleNamespace(is_file=None), threads=threads
+            _blob_lock=context, path=lambda digest: SimpleNamespace(is_file=None), threads=threads
         )
         parts.receive, parts._bucket = context, download
         with pytest.raises(LookupError, match="no room") as kept:  # with its frames

@@ -93,7 +93,7 @@ async def test_requests_that_fail_close_no_engine_to_others(world: MakeWorld, mo
         for number in range(12):
             failed = await w.ask(f"{POISON} {number}", stream=mode == "error_event")
             assert failed.status_code == 502 or b'"error"' in failed.content
-            assert all(one.available for one in w.gateway.upstreams.all)
+            assert all(one.is_available for one in w.gateway.upstreams.all)
             if number % 4 == 3:
                 assert (await w.client.get("/ready")).status_code == 200
                 assert (await w.ask()).status_code == 200
@@ -105,13 +105,13 @@ async def test_an_engine_that_fails_every_request_is_left_alone_until_it_answers
     async with world(2) as w:
         bad = w.engines[0]
         bad.mode = "error"
-        while w.gateway.upstreams.all[0].available:
+        while w.gateway.upstreams.all[0].is_available:
             assert (await w.ask()).status_code == 200
         seen = len(bad.requests)
         assert [(await w.ask()).status_code for _ in range(5)] == [200] * 5
         assert all(body.get("max_tokens") == 1 for body in bad.requests[seen:])  # trials
         bad.mode = "ok"
-        await until(lambda: w.gateway.upstreams.all[0].available)
+        await until(lambda: w.gateway.upstreams.all[0].is_available)
 
 
 async def test_an_engine_that_hangs_is_not_ready_again_because_its_health_check_passes(
@@ -127,7 +127,7 @@ async def test_an_engine_that_hangs_is_not_ready_again_because_its_health_check_
             await asyncio.sleep(0.1)
         check_error(await w.ask(), 503, "no_upstream")
         w.engine.mode = "ok"
-        await until(lambda: w.gateway.ready)
+        await until(lambda: w.gateway.is_ready)
         assert (await w.ask()).status_code == 200
 
 
@@ -136,7 +136,7 @@ async def test_streams_that_stall_together_show_that_an_engine_hangs(world: Make
         w.engine.mode = "stall"
         answers = await asyncio.gather(*(w.ask(stream=True) for _ in range(3)))
         assert all(b"upstream_error" in answer.content for answer in answers)
-        assert not w.gateway.ready
+        assert not w.gateway.is_ready
 
 
 async def test_requests_that_take_too_long_do_not_stop_an_engine_that_answers_others(
@@ -145,11 +145,11 @@ async def test_requests_that_take_too_long_do_not_stop_an_engine_that_answers_ot
     engine = MockUpstream(poison="hang", tokens=60, interval_s=0.05)
     async with world([engine], routing={"answer_timeout_s": 1.0}) as w:
         other = asyncio.create_task(events(w))
-        while not w.gateway.upstreams.all[0].connections.heard_at > 0:
+        while not w.gateway.upstreams.all[0].connections.last_received_at > 0:
             await asyncio.sleep(0.01)
         late = await asyncio.gather(*(w.ask(f"{POISON} {number}") for number in range(5)))
         assert {answer.status_code for answer in late} == {504}
-        assert w.gateway.ready
+        assert w.gateway.is_ready
         status, found = await other
         assert (status, len(found)) == (200, 61)
 

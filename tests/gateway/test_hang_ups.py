@@ -108,7 +108,7 @@ async def test_nobody_waits_for_a_free_engine_and_all_engines_are_given_back(see
     def release(task: asyncio.Task[Upstream]) -> None:
         demand, _ = demands.pop(task)
         if not task.cancelled() and task.exception() is None:
-            router.release(task.result(), demand, chance.choice((Outcome.ANSWERED, None)))
+            router.release(task.result(), demand, chance.choice((Outcome.SUCCEEDED, None)))
 
     for _ in range(300):
         tasks = list(demands)
@@ -116,11 +116,11 @@ async def test_nobody_waits_for_a_free_engine_and_all_engines_are_given_back(see
         if step < 0.5 or not tasks:
             avoid = frozenset(one.name for one in engines if chance.random() < 0.1)
             demand = Demand(chance.choice("ab"), chance.choice(("", "clip")))
-            demands[asyncio.create_task(router.take(demand, avoid))] = demand, avoid
+            demands[asyncio.create_task(router.acquire(demand, avoid))] = demand, avoid
         elif step < 0.6:
             engine = chance.choice(engines)
-            engine.checked(True) if not engine.healthy else engine.found_dead()
-            router.wake()
+            engine.record_health_check(True) if not engine.is_healthy else engine.mark_unhealthy()
+            router.dispatch()
         else:
             task = chance.choice(tasks)
             if chance.random() < 0.4:
@@ -135,7 +135,7 @@ async def test_nobody_waits_for_a_free_engine_and_all_engines_are_given_back(see
         held = [task for task in demands if task.done() and task.exception() is None]
         assert sum(one.active for one in engines) == len(held)
         for task, (demand, avoid) in demands.items():
-            free = [one for one in router._able(demand, avoid) if not one.full]
+            free = [one for one in router._candidates(demand, avoid) if not one.is_full]
             assert task.done() or not free
     for task in demands:
         task.cancel()

@@ -23,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from ep_serve.gateway.http import protocol
-from ep_serve.gateway.http.client_connections import STARTS, FairStart
+from ep_serve.gateway.http.client_connections import STARTS, FairScheduler
 from ep_serve.gateway.server import running
 from ep_serve.gateway.settings import load
 from tests.gateway.conftest import MakeWorld, World, bearer
@@ -275,7 +275,7 @@ async def test_a_client_that_reads_nothing_is_cut_off(
 
 
 async def test_a_burst_of_requests_does_not_hold_up_other_senders() -> None:
-    requests, started = FairStart(), list[str]()
+    requests, started = FairScheduler(), list[str]()
     for _ in range(1_000):
         requests.start(lambda: "many", partial(started.append, "many"))
     requests.start(lambda: "one", partial(started.append, "one"))
@@ -294,11 +294,11 @@ async def test_only_valid_keys_have_turns_of_their_own(
 ) -> None:
     senders = set[Any]()
 
-    def start(_: FairStart, sender: Callable[[], Any], action: Callable[[], None]) -> None:
+    def start(_: FairScheduler, sender: Callable[[], Any], action: Callable[[], None]) -> None:
         senders.add(sender())
         action()
 
-    monkeypatch.setattr(FairStart, "start", start)
+    monkeypatch.setattr(FairScheduler, "start", start)
     async with world(keys=keys) as w:
         await w.client.get("/v1/models")
         for key in [bearer("a"), bearer("b"), *({"authorization": f"Bearer {n}"} for n in "xyz")]:
@@ -369,7 +369,7 @@ async def test_metrics_and_media_for_engines_are_read_past_silent_connections(
     limits = {"max_connections": 20, "header_timeout_s": 60}
     async with world(request=limits, **settings) as w, AsyncExitStack() as stack:
         metrics = f"http://127.0.0.1:{settings['metrics']['port']}/metrics"
-        media = f"{w.gateway.media.lender.base_url}/media/x"
+        media = f"{w.gateway.media.server.base_url}/media/x"
         for url in (metrics, media):
             for _ in range(80):
                 await stack.enter_async_context(connected(httpx.URL(url).port or 0))

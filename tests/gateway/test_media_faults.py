@@ -71,7 +71,7 @@ async def test_media_inside_requests_do_not_wait_for_servers_elsewhere(
 async def test_a_server_that_sends_too_slowly_is_given_up(
     world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetcher, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(fetcher, "IDLE_TIMEOUT_S", 0.3)
 
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -199,9 +199,9 @@ async def test_an_engine_that_does_not_read_is_cut_off(world: MakeWorld) -> None
     async with world(request={"body_timeout_s": 0.5}) as w:
         path = await uploaded(w)
         file = w.gateway.media.store.file("anonymous", path.split("/")[3])
-        base = w.gateway.media.lender.base_url
+        base = w.gateway.media.server.base_url
         async with w.gateway.media.store.pinned((await file).digest) as medium:
-            with w.gateway.media.lender.lent(medium) as url:
+            with w.gateway.media.server.publish(medium) as url:
                 port = int(base.rpartition(":")[2])
                 async with silent_reader(port, url.removeprefix(base), {}) as reader:
                     await asyncio.sleep(3)

@@ -211,7 +211,7 @@ def test_errors_are_shown_in_the_words_of_the_api(page: Page, clip: Path, tmp_pa
     assert page.one("#error").aria_role == "alert"
     page.site.engine.mode = "die_mid"
     page.ask()
-    assert page.text("#error") == "The engine broke off in the middle of the answer."
+    assert page.text("#error") == "The engine closed the connection in the middle of the response."
     assert page.text(".answer").startswith("t0")
     other = tmp_path / "no clip.mp4"
     other.write_bytes(b"nothing of the kind")
@@ -229,7 +229,7 @@ def test_a_forgotten_upload_is_sent_again(page: Page, clip: Path) -> None:
     (file,) = page.script(listed)["data"]
     page.script("return fetch(`v1/files/${arguments[0]}`, { method: 'DELETE' })", file["id"])
     page.ask()
-    assert page.text("#error") == "There is no such file."
+    assert page.text("#error") == "The file does not exist."
     page.ask()
     assert page.text("#status").startswith("Answered")
 
@@ -357,7 +357,7 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(
         page.ask(percent=20)
         assert page.text("#status").startswith("Answered")
         page.ask(percent=90)
-        assert page.text("#error").startswith("This key may ask to keep from 0 to 0.5 of the audio")
+        assert page.text("#error").startswith("This key allows keep ratios from 0 to 0.5")
         stored = "return [localStorage.length, sessionStorage.length, document.cookie]"
         assert page.script(stored) == [0, 0, ""]
         assert "?" not in page.chrome.current_url

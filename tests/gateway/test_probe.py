@@ -15,7 +15,7 @@ import pytest
 
 from ep_serve.gateway.errors import ApiError
 from ep_serve.gateway.media.probe import processes
-from ep_serve.gateway.media.probe.processes import Prober
+from ep_serve.gateway.media.probe.processes import MediaProber
 from ep_serve.gateway.metrics import Metrics
 from ep_serve.gateway.settings import ProbeSettings
 from tests.clips import make_clip, make_image, make_sound, make_wav
@@ -27,8 +27,8 @@ Probe = Callable[[bytes], Coroutine[Any, Any, dict[str, Any]]]
 
 
 @asynccontextmanager
-async def probing(folder: Path, **settings: Any) -> AsyncIterator[tuple[Probe, Prober]]:
-    prober = Prober(ProbeSettings(**settings), Metrics())
+async def probing(folder: Path, **settings: Any) -> AsyncIterator[tuple[Probe, MediaProber]]:
+    prober = MediaProber(ProbeSettings(**settings), Metrics())
 
     async def probe(data: bytes) -> dict[str, Any]:
         path = folder / "medium"

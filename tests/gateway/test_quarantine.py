@@ -13,7 +13,7 @@ from ep_serve.gateway import logs
 from ep_serve.gateway.errors import ApiError
 from ep_serve.gateway.metrics import Metrics
 from ep_serve.gateway.upstream.quarantine import MAX_ENTRIES, Quarantine, logger
-from ep_serve.gateway.upstream.relay import Job
+from ep_serve.gateway.upstream.relay import UpstreamRequest
 from tests.clips import make_image
 from tests.gateway.conftest import MakeWorld, World, bearer
 from tests.gateway.mock_upstream import POISON, MockUpstream, Mode
@@ -141,7 +141,7 @@ async def test_honest_requests_on_engines_that_end_one_after_the_other_are_serve
         assert sum(answer.status_code == 200 for answer in answers) == len(texts) // 2
         await second.start()
         second.mode = "ok"
-        while sum(one.available for one in w.gateway.upstreams.all) < 2:
+        while sum(one.is_available for one in w.gateway.upstreams.all) < 2:
             await asyncio.sleep(0.05)
         assert [(await w.ask(text)).status_code for text in texts] == [200] * len(texts)
 
@@ -182,7 +182,7 @@ async def test_requests_on_engines_that_are_taken_away_are_no_suspects(world: Ma
             while not (running := [one for one in engines if one.running]):
                 await asyncio.sleep(0.01)
             (upstream,) = (one for one in w.gateway.upstreams.all if one.active)
-            upstream.retired = True
+            upstream.is_retired = True
             await running[0].stop()
         check_error(await asking, 502)
         assert not counted(w, "quarantined_total")
@@ -201,7 +201,7 @@ async def test_content_is_known_again_whoever_sends_it(world: MakeWorld) -> None
     async with world(keys=[{"name": "a"}, {"name": "b", "priority": 3}]) as w:
         relayed = w.gateway.relay.answer
 
-        async def noted(job: Job, *rest: Any) -> None:
+        async def noted(job: UpstreamRequest, *rest: Any) -> None:
             found.append(job.content)
             await relayed(job, *rest)
 
@@ -223,7 +223,7 @@ def quarantine(seconds: float = 300) -> Quarantine:
 def refused(given: Quarantine, content: bytes) -> str | None:
     """The code that a request is refused with."""
     try:
-        with given.admitted(content):
+        with given.admit(content):
             return None
     except ApiError as error:
         return error.code
@@ -232,23 +232,23 @@ def refused(given: Quarantine, content: bytes) -> str | None:
 def test_one_break_says_nothing_about_a_request() -> None:
     given = quarantine()
     for _ in range(2):  # two of the same content, in flight at the same time
-        given.broke(b"a", 1)
-    with given.admitted(b"a") as on_trial:
+        given.record_crash(b"a", 1)
+    with given.admit(b"a") as on_trial:
         assert not on_trial
 
 
 def test_requests_that_share_both_breaks_are_tried_one_at_a_time() -> None:
     given = quarantine()
     for content in (b"a", b"b"):
-        given.broke(content, 1)
-        given.broke(content, 2)
-    with given.admitted(b"a") as on_trial:
+        given.record_crash(content, 1)
+        given.record_crash(content, 2)
+    with given.admit(b"a") as on_trial:
         assert on_trial
         assert refused(given, b"b") == "overloaded"
     given.answered(b"a")
-    with given.admitted(b"a") as on_trial:
+    with given.admit(b"a") as on_trial:
         assert not on_trial
-    with given.admitted(b"b") as on_trial:  # perhaps neither was the cause
+    with given.admit(b"b") as on_trial:  # perhaps neither was the cause
         assert on_trial
 
 
@@ -256,9 +256,9 @@ def test_of_many_that_share_both_breaks_a_part_is_tried_at_a_time() -> None:
     given = quarantine()
     contents = [bytes([number]) for number in range(40)]
     for content in contents:
-        given.broke(content, 1)
-        given.broke(content, 2)
-    held = [given.admitted(content) for content in contents[:10]]
+        given.record_crash(content, 1)
+        given.record_crash(content, 2)
+    held = [given.admit(content) for content in contents[:10]]
     assert all(one.__enter__() for one in held)
     assert refused(given, contents[10]) == "overloaded"
     for one in held:
@@ -269,9 +269,9 @@ def test_of_many_that_share_both_breaks_a_part_is_tried_at_a_time() -> None:
 def test_a_third_break_tells_the_cause_from_its_company() -> None:
     given = quarantine()
     for content in (b"a", b"poison"):
-        given.broke(content, 1)
-        given.broke(content, 2)
-    given.broke(b"poison", 3)
+        given.record_crash(content, 1)
+        given.record_crash(content, 2)
+    given.record_crash(b"poison", 3)
     assert refused(given, b"poison") == "request_quarantined"
     assert refused(given, b"a") is None
 
@@ -280,31 +280,31 @@ def test_content_that_was_answered_before_is_refused_only_after_a_third_break() 
     given = quarantine()
     given.answered(b"a")
     for number in (1, 2):
-        given.broke(b"a", number)
-    with given.admitted(b"a") as on_trial:
+        given.record_crash(b"a", number)
+    with given.admit(b"a") as on_trial:
         assert on_trial
-    given.broke(b"a", 3)
+    given.record_crash(b"a", 3)
     assert refused(given, b"a") == "request_quarantined"
 
 
 def test_an_answer_forgets_earlier_breaks() -> None:
     given = quarantine()
-    given.broke(b"a", 1)
+    given.record_crash(b"a", 1)
     given.answered(b"a")
-    given.broke(b"a", 2)
+    given.record_crash(b"a", 2)
     assert given.check(b"a") is False
 
 
 def test_a_quarantine_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     given = quarantine(60)
-    given.broke(b"a", 1)
-    given.broke(b"a", 2)
+    given.record_crash(b"a", 1)
+    given.record_crash(b"a", 2)
     assert refused(given, b"a") == "request_quarantined"
     later = time.monotonic() + 61
     monkeypatch.setattr(time, "monotonic", lambda: later)
     assert refused(given, b"a") is None
     assert not given._records
-    assert not given._breaks
+    assert not given._crashes
 
 
 def test_what_is_remembered_is_bounded() -> None:
@@ -313,5 +313,5 @@ def test_what_is_remembered_is_bounded() -> None:
         given.answered(number.to_bytes(4))
     assert len(given._answered) == MAX_ENTRIES
     for number in range(2 * MAX_ENTRIES):
-        given.broke(number.to_bytes(4), number)
-    assert len(given._records) == len(given._breaks) == MAX_ENTRIES
+        given.record_crash(number.to_bytes(4), number)
+    assert len(given._records) == len(given._crashes) == MAX_ENTRIES

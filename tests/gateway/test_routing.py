@@ -14,7 +14,7 @@ from ep_serve.gateway.metrics import Metrics
 from ep_serve.gateway.settings import GatewaySettings, QueueSettings, RoutingSettings, load
 from ep_serve.gateway.tracing import Tracing
 from ep_serve.gateway.upstream.circuit import Outcome
-from ep_serve.gateway.upstream.pool import Upstream, Upstreams
+from ep_serve.gateway.upstream.pool import Upstream, UpstreamPool
 from ep_serve.gateway.upstream.router import Demand, Router, rendezvous
 from tests.gateway.conftest import MakeWorld
 from tests.gateway.mock_upstream import MODEL, MockUpstream
@@ -32,12 +32,12 @@ def make_router(
     settings: GatewaySettings = load(None, {"upstreams": ["http://127.0.0.1:1"]})
     changed = {"routing": routing, "queue": queue or QueueSettings()}
     settings = settings.model_copy(update=changed)
-    upstreams = Upstreams(settings, Metrics())
+    upstreams = UpstreamPool(settings, Metrics())
     made = []
     for number in range(engines):
         address = f"10.0.0.{number + 1}"
         upstream = Upstream(URL("http://engine:8000"), address, routing)
-        upstream.checked(True)
+        upstream.record_health_check(True)
         upstreams._known[URL("http://engine:8000"), address] = upstream
         made.append(upstream)
     return Router(upstreams, settings, Metrics(), Tracing()), made
@@ -46,7 +46,7 @@ def make_router(
 async def test_requests_without_media_go_where_the_least_work_is() -> None:
     router, engines = make_router()
     for _ in range(9):
-        await router.take(Demand("m"))
+        await router.acquire(Demand("m"))
     assert [engine.active for engine in engines] == [3, 3, 3]
 
 
@@ -54,18 +54,18 @@ async def test_questions_about_one_medium_meet_one_engine() -> None:
     router, _ = make_router()
     for number in range(20):
         demand = Demand("m", affinity=f"clip{number}")
-        first = await router.take(demand)
-        router.release(first, demand, Outcome.ANSWERED)
+        first = await router.acquire(demand)
+        router.release(first, demand, Outcome.SUCCEEDED)
         for _ in range(3):
-            again = await router.take(demand)
+            again = await router.acquire(demand)
             assert again is first
-            router.release(again, demand, Outcome.ANSWERED)
+            router.release(again, demand, Outcome.SUCCEEDED)
 
 
 async def test_a_popular_medium_does_not_overload_its_engine() -> None:
     router, engines = make_router(routing=RoutingSettings(load_bound=1.25))
     for _ in range(300):
-        await router.take(Demand("m", affinity="popular"))
+        await router.acquire(Demand("m", affinity="popular"))
     assert max(engine.active for engine in engines) <= 1.25 * 100 + 2
 
 
@@ -81,20 +81,20 @@ async def test_the_loss_of_an_engine_moves_only_its_own_media() -> None:
 async def test_who_waits_longest_goes_first_unless_another_has_priority() -> None:
     router, _ = make_router(1, RoutingSettings(concurrency=1))
     first = Demand("m")
-    engine = await router.take(first)
+    engine = await router.acquire(first)
     order: list[str] = []
 
     async def wait(name: str, priority: int) -> None:
         demand = Demand("m", priority=priority)
-        taken = await router.take(demand)
+        taken = await router.acquire(demand)
         order.append(name)
-        router.release(taken, demand, Outcome.ANSWERED)
+        router.release(taken, demand, Outcome.SUCCEEDED)
 
     tasks = []
     for name, priority in (("a", 0), ("b", 0), ("c", 1)):
         tasks.append(asyncio.create_task(wait(name, priority)))
         await asyncio.sleep(0)
-    router.release(engine, first, Outcome.ANSWERED)
+    router.release(engine, first, Outcome.SUCCEEDED)
     await asyncio.gather(*tasks)
     assert order == ["c", "a", "b"]
     assert engine.active == 0
@@ -103,11 +103,11 @@ async def test_who_waits_longest_goes_first_unless_another_has_priority() -> Non
 async def test_a_queue_has_an_end_and_patience_has_one_too() -> None:
     queue = QueueSettings(max_waiting=1, timeout_s=0.1)
     router, _ = make_router(1, RoutingSettings(concurrency=1), queue)
-    await router.take(Demand("m"))
-    waiting = asyncio.create_task(router.take(Demand("m")))
+    await router.acquire(Demand("m"))
+    waiting = asyncio.create_task(router.acquire(Demand("m")))
     await asyncio.sleep(0)
     with pytest.raises(ApiError) as full:
-        await router.take(Demand("m"))
+        await router.acquire(Demand("m"))
     with pytest.raises(ApiError) as late:
         await waiting
     for error in (full.value, late.value):
@@ -118,60 +118,60 @@ async def test_a_queue_has_an_end_and_patience_has_one_too() -> None:
 async def test_who_gives_up_waiting_leaves_no_trace() -> None:
     router, engines = make_router(1, RoutingSettings(concurrency=1))
     first = Demand("m")
-    engine = await router.take(first)
-    waiting = asyncio.create_task(router.take(Demand("m")))
+    engine = await router.acquire(first)
+    waiting = asyncio.create_task(router.acquire(Demand("m")))
     await asyncio.sleep(0)
-    router.release(engine, first, Outcome.ANSWERED)  # the place is given ...
+    router.release(engine, first, Outcome.SUCCEEDED)  # the place is given ...
     waiting.cancel()  # ... to somebody who leaves at the same moment
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert engines[0].active == 0
-    assert await router.take(first)
+    assert await router.acquire(first)
 
 
 async def test_an_engine_that_cannot_be_reached_is_left_alone_until_a_trial_succeeds() -> None:
     routing = RoutingSettings(breaker_failures=2, breaker_reset_s=0.1)
     router, (engine,) = make_router(1, routing)
     for _ in range(2):
-        await router.take(Demand("m"))
-        router.release(engine, Demand("m"), Outcome.SILENT)
+        await router.acquire(Demand("m"))
+        router.release(engine, Demand("m"), Outcome.UNRESPONSIVE)
     with pytest.raises(ApiError) as error:
-        await router.take(Demand("m"))
+        await router.acquire(Demand("m"))
     assert error.value.status == 503
-    engine.checked(True)
-    assert not engine.available  # which a health check does not change
+    engine.record_health_check(True)
+    assert not engine.is_available  # which a health check does not change
     assert engine.circuit.needs_trial
-    engine.circuit.tried(False)
+    engine.circuit.record_trial(False)
     assert not engine.circuit.needs_trial
     await asyncio.sleep(0.12)
     assert engine.circuit.needs_trial
-    engine.circuit.tried(None)
-    assert not engine.available
-    engine.circuit.tried(True)
-    assert engine.available
+    engine.circuit.record_trial(None)
+    assert not engine.is_available
+    engine.circuit.record_trial(True)
+    assert engine.is_available
 
 
 async def test_failures_in_a_row_cause_a_trial_and_nothing_else() -> None:
     router, (engine,) = make_router(1, RoutingSettings(breaker_failures=2))
-    for outcome in (Outcome.FAILED, Outcome.ANSWERED, Outcome.FAILED, None, Outcome.FAILED):
+    for outcome in (Outcome.FAILED, Outcome.SUCCEEDED, Outcome.FAILED, None, Outcome.FAILED):
         assert not engine.circuit.needs_trial
-        await router.take(Demand("m"))
+        await router.acquire(Demand("m"))
         router.release(engine, Demand("m"), outcome)
-    assert engine.available
+    assert engine.is_available
     assert engine.circuit.needs_trial
-    engine.circuit.tried(False)
-    assert not engine.available
+    engine.circuit.record_trial(False)
+    assert not engine.is_available
 
 
 async def test_who_waits_for_a_full_model_does_not_hold_up_others() -> None:
     router, (full, idle) = make_router(2, RoutingSettings(concurrency=1))
     full.models, idle.models = {"a": {}}, {"b": {}}
     first = Demand("a")
-    await router.take(first)
-    waiting = asyncio.create_task(router.take(first))
+    await router.acquire(first)
+    waiting = asyncio.create_task(router.acquire(first))
     await asyncio.sleep(0)
-    assert await asyncio.wait_for(router.take(Demand("b")), 0.5) is idle
-    router.release(full, first, Outcome.ANSWERED)
+    assert await asyncio.wait_for(router.acquire(Demand("b")), 0.5) is idle
+    router.release(full, first, Outcome.SUCCEEDED)
     assert await waiting is full
 
 
@@ -179,18 +179,18 @@ async def test_a_long_queue_costs_little_when_a_request_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     router, engines = make_router(engines=2, routing=RoutingSettings(concurrency=1))
-    taken = [await router.take(Demand("m")) for _ in engines]
-    waiting = [asyncio.create_task(router.take(Demand("m"))) for _ in range(200)]
+    taken = [await router.acquire(Demand("m")) for _ in engines]
+    waiting = [asyncio.create_task(router.acquire(Demand("m"))) for _ in range(200)]
     await asyncio.sleep(0)
     picked: list[Demand] = []
-    pick = router._pick
+    pick = router._select
 
     def counted(demand: Demand, avoid: frozenset[str]) -> Upstream | None:
         picked.append(demand)
         return pick(demand, avoid)
 
-    monkeypatch.setattr(router, "_pick", counted)
-    router.release(taken[0], Demand("m"), Outcome.ANSWERED)
+    monkeypatch.setattr(router, "_select", counted)
+    router.release(taken[0], Demand("m"), Outcome.SUCCEEDED)
     assert len(picked) == 2  # of the first, and of the next one, which finds no room
     await asyncio.wait_for(waiting[0], 1)
     for task in waiting:
@@ -200,20 +200,20 @@ async def test_a_long_queue_costs_little_when_a_request_ends(
 async def test_nor_does_one_who_waits_for_another_engine_than_one_that_failed() -> None:
     router, (failed, other) = make_router(2, RoutingSettings(concurrency=1))
     demand = Demand("m")
-    await router.take(demand, frozenset({failed.name}))
-    waiting = asyncio.create_task(router.take(demand, frozenset({failed.name})))
+    await router.acquire(demand, frozenset({failed.name}))
+    waiting = asyncio.create_task(router.acquire(demand, frozenset({failed.name})))
     await asyncio.sleep(0)
-    assert await asyncio.wait_for(router.take(demand), 0.5) is failed
-    router.release(other, demand, Outcome.ANSWERED)
+    assert await asyncio.wait_for(router.acquire(demand), 0.5) is failed
+    router.release(other, demand, Outcome.SUCCEEDED)
     assert await waiting is other
 
 
 async def test_who_waited_for_engines_that_are_gone_learns_that_they_are() -> None:
     router, (engine,) = make_router(1, RoutingSettings(concurrency=1), QueueSettings(timeout_s=0.1))
-    await router.take(Demand("m"))
-    waiting = asyncio.create_task(router.take(Demand("m")))
+    await router.acquire(Demand("m"))
+    waiting = asyncio.create_task(router.acquire(Demand("m")))
     await asyncio.sleep(0)
-    engine.found_dead()
+    engine.mark_unhealthy()
     with pytest.raises(ApiError) as error:
         await waiting
     assert error.value.code == "no_upstream"
@@ -223,7 +223,7 @@ async def test_an_engine_behind_a_name_is_found_again_when_its_address_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = load(None, {"upstreams": ["http://engines.test:8000"]})
-    upstreams = Upstreams(settings, Metrics())
+    upstreams = UpstreamPool(settings, Metrics())
     answers: list[list[str]] = [["10.0.0.1", "10.0.0.2"], ["10.0.0.2", "10.0.0.3"], []]
 
     async def lookup(*_: object, **__: object) -> list[tuple[object, ...]]:
@@ -237,7 +237,7 @@ async def test_an_engine_behind_a_name_is_found_again_when_its_address_changes(
     first, second = upstreams.all
     assert first.host_header == "engines.test:8000"
     await upstreams.resolve()
-    assert first.retired
+    assert first.is_retired
     assert [one.name for one in upstreams.all] == ["10.0.0.2:8000", "10.0.0.3:8000"]
     assert upstreams.all[0] is second
     await upstreams.resolve()  # the name service is down
@@ -295,11 +295,11 @@ async def test_a_list_of_models_is_read_whole_and_inside_bounds(
     server = await answering_in_pieces(pieces, pause_s)
     port = server.sockets[0].getsockname()[1]
     options = {"upstreams": [f"http://127.0.0.1:{port}"], "routing": {"health_timeout_s": 1}}
-    upstreams = Upstreams(load(None, options), Metrics())
+    upstreams = UpstreamPool(load(None, options), Metrics())
     try:
         await upstreams.open()
         (upstream,) = upstreams.all
-        assert upstream.healthy == healthy
+        assert upstream.is_healthy == healthy
         assert upstream.models == ({"mock": {"id": "mock"}} if healthy else None)
     finally:
         await upstreams.close()
@@ -322,6 +322,6 @@ async def test_a_health_check_does_not_follow_redirects(world: MakeWorld) -> Non
     async with MockUpstream() as elsewhere, world() as w:
         w.engine.redirect = f"{elsewhere.url}/health"
         async with asyncio.timeout(10):
-            while w.gateway.ready:
+            while w.gateway.is_ready:
                 await asyncio.sleep(0.05)
         check_error(await w.ask(), 503, "no_upstream")

@@ -1,4 +1,4 @@
-"""Files in a bucket that several gateways share, on a server that speaks S3."""
+"""Files in a bucket that several gateways tenant, on a server that speaks S3."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ async def test_a_file_deleted_at_one_gateway_is_gone_at_all(
     first, second = await put(a, b"same"), await put(b, b"same")
     assert await content(b, first) == b"same"
     await a.delete_file("t", first.id)
-    with pytest.raises(ApiError, match="no such file"):
+    with pytest.raises(ApiError, match="does not exist"):
         await b.file("t", first.id)
     assert await content(b, await b.file("t", second.id)) == b"same"
     await b.delete_file("t", second.id)
@@ -193,7 +193,7 @@ async def test_two_gateways_keep_one_quota(bucket: Server, tmp_path: Path) -> No
         for number in range(12):
             await put((a, b)[number % 2], bytes([number]) * 1_000, name=str(number))
         for store in (a, b):
-            await store._look()
+            await store._refresh_index()
         await put(a, b"z" * 1_000)
         assert sum(bucket.blobs().values()) <= 5_000
         for store in (a, b):
@@ -249,11 +249,11 @@ async def test_a_file_that_has_expired_is_not_served_before_it_is_swept(
 
 
 def nothing_is_held(store: SharedStore) -> bool:
-    held = (store._in_use._users, store._sharing._users, store._index.reserved)
+    held = (store._in_use._users, store._shared_pins._users, store._index.reserved)
     return not any((*held, store._shared.reserved, *store._incoming.iterdir()))
 
 
-@pytest.mark.parametrize("step", ["put", "put_file", "erase"])
+@pytest.mark.parametrize("step", ["put", "put_file", "delete"])
 async def test_a_bucket_that_fails_in_the_middle_of_an_upload_keeps_no_room(
     bucket: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -270,9 +270,9 @@ async def test_a_bucket_that_fails_in_the_middle_of_an_upload_keeps_no_room(
                     await put(store, b"new" + bytes([number]) * 997)
                 assert error.value.code == "storage_unavailable"
         assert nothing_is_held(store)
-        await store._look()
+        await store._refresh_index()
         await put(store, b"z" * 1_000)
-        await store._look()
+        await store._refresh_index()
         assert sum(bucket.blobs().values()) <= 2_000
         assert kept[1].digest != kept[0].digest
 
@@ -330,8 +330,8 @@ async def test_a_file_whose_content_is_gone_is_gone(two: list[SharedStore], buck
         await content(b, await b.file("t", file.id))
     assert error.value.status == 404
     for store in two:
-        await store._look()
-    await a._look()  # what it knew itself it forgets first
+        await store._refresh_index()
+    await a._refresh_index()  # what it knew itself it forgets first
     assert bucket.objects() == {}
 
 
@@ -352,7 +352,7 @@ async def test_foreign_objects_do_no_harm(bucket: Server, tmp_path: Path) -> Non
     async with gateway(bucket, tmp_path) as store:
         await put(store, b"x")
         assert await names(store) == ["name"]
-        await store._look()
+        await store._refresh_index()
 
 
 async def test_a_prefix_keeps_two_deployments_apart(bucket: Server, tmp_path: Path) -> None:

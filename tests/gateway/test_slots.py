@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ep_serve.gateway.media.store.in_use import InUse
+from ep_serve.gateway.media.store.in_use import PinnedMedia
 from ep_serve.gateway.slots import FairSlots
 
 pytestmark = pytest.mark.anyio
@@ -99,7 +99,7 @@ async def test_no_slot_is_lost_when_work_is_cancelled(
 def test_what_is_in_use_counts_once_and_for_each_tenant(
     steps: list[tuple[str, str, int]],
 ) -> None:
-    in_use = InUse()
+    in_use = PinnedMedia()
     held: Counter[tuple[str, str]] = Counter()
     sizes: dict[str, int] = {}
 
@@ -109,20 +109,20 @@ def test_what_is_in_use_counts_once_and_for_each_tenant(
         assert in_use.nbytes == sum(sizes.get(name, 0) for name in names)
         for tenant in "ab":
             mine = {name for name, owner in +held if owner == tenant}
-            assert in_use.of(tenant) == sum(sizes.get(name, 0) for name in mine)
+            assert in_use.tenant_bytes(tenant) == sum(sizes.get(name, 0) for name in mine)
 
     for name, tenant, size in steps:
         if size < 5 or not held[name, tenant]:
-            in_use.hold(name, tenant)
+            in_use.pin(name, tenant)
             held[name, tenant] += 1
             in_use.resize(name, size)
             sizes[name] = size
         else:
-            in_use.release(name, tenant)
+            in_use.unpin(name, tenant)
             held[name, tenant] -= 1
             if not any(held[name, owner] for owner in "ab"):
                 sizes.pop(name)
         check()
     for name, tenant in held.elements():
-        in_use.release(name, tenant)
-    assert in_use.nbytes == in_use.of("a") == in_use.of("b") == 0
+        in_use.unpin(name, tenant)
+    assert in_use.nbytes == in_use.tenant_bytes("a") == in_use.tenant_bytes("b") == 0

@@ -366,7 +366,7 @@ async def test_the_event_loop_touches_neither_disk_nor_index(
         for number in range(30):
             await put(store, bytes([number]) * 1_000, tenant="t" if number % 2 else None)
         for file in await store.files("t", None, 10):
-            await store.remember_facts(file.digest, {"a": 1})
+            await store.save_facts(file.digest, {"a": 1})
             assert await store.facts(file.digest) == {"a": 1}
             async with store.pinned(file.digest):
                 assert await store.file("t", file.id) == file
@@ -407,7 +407,7 @@ async def still_works(store: Store, kept: Blob) -> None:
         assert path.read_bytes() == KEPT
     (file,) = await store.files("t", None, 10)
     assert await store.file("t", file.id) == file
-    await store.remember_facts(kept.digest, {"a": 1})
+    await store.save_facts(kept.digest, {"a": 1})
     assert await store.facts(kept.digest) in ({"a": 1}, None)
     assert store.used_bytes == len(KEPT)
 

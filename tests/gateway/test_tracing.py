@@ -46,7 +46,7 @@ class Collector:
                     found += scope.spans
         return sorted(found, key=lambda span: span.start_time_unix_nano)
 
-    def named(self, name: str) -> Span:
+    def is_named(self, name: str) -> Span:
         (span,) = [span for span in self.spans if span.name == name]
         return span
 
@@ -133,7 +133,7 @@ async def test_fetching_probing_and_waiting_are_spans_of_their_own(world: MakeWo
             assert engine.gate is not None
             engine.gate.set()
             assert (await first).status_code == (await second).status_code == 200
-        fetch, probe, queue = (collector.named(name) for name in ("fetch", "probe", "queue"))
+        fetch, probe, queue = (collector.is_named(name) for name in ("fetch", "probe", "queue"))
         assert fetch.parent_span_id == probe.parent_span_id == queue.parent_span_id
         assert fetch.end_time_unix_nano <= probe.start_time_unix_nano
         assert attributes(fetch) == attributes(probe) == {"ep_serve.bytes": len(make_image())}
@@ -146,13 +146,13 @@ async def test_what_went_wrong_is_said_by_its_kind_only(world: MakeWorld) -> Non
                 engine.mode = "error"
             assert (await w.ask()).status_code == 502
             assert (await w.client.get("/v1/files/file-a-secret-id")).status_code == 404
-        failed = collector.named("POST /v1/chat/completions")
+        failed = collector.is_named("POST /v1/chat/completions")
         assert failed.status.code == Status.STATUS_CODE_ERROR
         assert attributes(failed)["error.type"] == "502"
         attempts = [span for span in collector.spans if span.name == "upstream"]
         assert [attributes(span)["ep_serve.attempt"] for span in attempts] == [0, 1]
         assert {span.status.code for span in attempts} == {Status.STATUS_CODE_ERROR}
-        assert collector.named("GET /v1/files/{file_id}").status.code != Status.STATUS_CODE_ERROR
+        assert collector.is_named("GET /v1/files/{file_id}").status.code != Status.STATUS_CODE_ERROR
         assert not any(span.events or span.status.message for span in collector.spans)
 
 

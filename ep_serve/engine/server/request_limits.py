@@ -33,7 +33,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from ep_serve.contract.errors import FieldError
 from ep_serve.contract.generation import check_generation
-from ep_serve.contract.json_schemas import Costs
+from ep_serve.contract.json_schemas import RequestCosts
 from ep_serve.contract.structured_outputs import check_constraint
 from ep_serve.engine.input.media_tokens import refuse_media_tokens
 from ep_serve.engine.input.request_memory import RequestMemory, fetching, request_memory
@@ -215,7 +215,7 @@ async def _discard(receive: Receive) -> None:
 def _validate_structured_outputs(self: SamplingParams, *args: Any, **kwargs: Any) -> None:
     if self.structured_outputs is not None:
         try:
-            check_constraint("structured_outputs", asdict(self.structured_outputs), Costs())
+            check_constraint("structured_outputs", asdict(self.structured_outputs), RequestCosts())
         except FieldError as error:
             raise VLLMValidationError(str(error), parameter=error.field) from None
     _original_structured(self, *args, **kwargs)

@@ -34,7 +34,7 @@ _original_scoring = ServingGenerativeScoring._build_prompts
 
 def _text_len_check(self: TokenizeParams, tokenizer: Any, text: str) -> str:
     if self.max_input_tokens is None:
-        _at_most(len(text), "prompt")
+        _check_at_most(len(text), "prompt")
     elif self.truncate_prompt_tokens is not None and tokenizer is not None:
         text = _cut(self, tokenizer, text)
     return _original_check(self, tokenizer, text)
@@ -54,7 +54,7 @@ async def _build_scoring_prompts(
     self: ServingGenerativeScoring, request: Any, tokenizer: Any, max_model_len: int
 ) -> Any:
     texts = [text for text in (request.query, *request.items) if isinstance(text, str)]
-    _at_most(sum(map(len, texts)), "items")
+    _check_at_most(sum(map(len, texts)), "items")
     # It never waits, so that it can run in the thread in which the renderer uses the tokenizer.
     prompts, counts = await asyncio.get_running_loop().run_in_executor(
         self.renderer._executor,
@@ -72,7 +72,7 @@ async def _build_scoring_prompts(
     return prompts, counts
 
 
-def _at_most(chars: int, parameter: str) -> None:
+def _check_at_most(chars: int, parameter: str) -> None:
     if chars > MAX_CHARS:
         raise VLLMValidationError(
             f"The text to tokenize has {chars} characters; the limit is {MAX_CHARS}.",

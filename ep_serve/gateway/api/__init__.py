@@ -1,1 +1,1 @@
-"""The routes that clients call, and the checks of their requests."""
+"""HTTP routes of the public API and request validation."""

@@ -1,4 +1,4 @@
-"""The application that clients see."""
+"""The FastAPI application of the public port."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ep_serve.gateway.gateway import Gateway
 from ep_serve.gateway.playground import routes as playground
 
 _SHOWN = ("id", "object", "created", "owned_by", "max_model_len")
-"""What clients learn about a model; engines also tell where its files lie."""
+"""Public fields of a model; engines also report paths of its files."""
 
 
 def create_app(parts: Gateway) -> FastAPI:
-    """The application of a gateway that is open."""
+    """Create the application of an open gateway."""
     app = FastAPI(
         title="ep-serve gateway",
         openapi_url=None,  # and with it no `/docs` and `/redoc`
@@ -30,7 +30,7 @@ def create_app(parts: Gateway) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.gateway = parts
-    errors.install(app)
+    errors.add_exception_handlers(app)
     app.add_exception_handler(RequestValidationError, _invalid_query)
     app.include_router(chat.router)
     app.include_router(files.router)
@@ -45,26 +45,26 @@ def create_app(parts: Gateway) -> FastAPI:
 
 
 async def health() -> dict[str, str]:
-    """Whether the process is alive."""
+    """Liveness: the process is running."""
     return {"status": "ok"}
 
 
 async def ready(request: Request) -> Response:
-    """Whether requests should come here: an engine can work and the gateway is not leaving."""
-    parts = gateway.of(request)
-    if parts.ready:
+    """Readiness: an engine is available and the gateway is not draining."""
+    parts = gateway.get_gateway(request)
+    if parts.is_ready:
         return JSONResponse({"status": "ready"})
-    message = "The gateway is stopping." if parts.draining else "No engine can work."
+    message = "The gateway is shutting down." if parts.is_draining else "No engine is available."
     return ApiError(503, message, code="not_ready").response()
 
 
 async def list_models(request: Request) -> dict[str, Any]:
-    """The models that the caller may use."""
+    """List the models that the key may use."""
     return {"object": "list", "data": await _models(request)}
 
 
 async def get_model(request: Request, model: str) -> dict[str, Any]:
-    """One model."""
+    """Return a model."""
     for entry in await _models(request):
         if entry["id"] == model:
             return entry
@@ -72,13 +72,13 @@ async def get_model(request: Request, model: str) -> dict[str, Any]:
 
 
 async def _models(request: Request) -> list[dict[str, Any]]:
-    parts = gateway.of(request)
+    parts = gateway.get_gateway(request)
     key = parts.keys.authenticate(request.headers.get("authorization"))
-    context.of(request.scope).key_name = key.name
-    await parts.limits.request(key)
+    context.get_context(request.scope).key_name = key.name
+    await parts.limits.count_request(key)
     found: dict[str, dict[str, Any]] = {}
     for upstream in parts.upstreams.all:
-        if upstream.healthy:
+        if upstream.is_healthy:
             for name, entry in (upstream.models or {}).items():
                 found.setdefault(name, {item: entry[item] for item in _SHOWN if item in entry})
     return [found[name] for name in sorted(found) if key.models is None or name in key.models]

@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`."""
+"""The route `POST /v1/chat/completions`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ep_serve.gateway import context, gateway
 from ep_serve.gateway.api.chat_request import ChatRequest
 from ep_serve.gateway.api.openapi import CHAT_OPENAPI
 from ep_serve.gateway.errors import ApiError
-from ep_serve.gateway.keys import share_of
-from ep_serve.gateway.upstream.relay import Job
+from ep_serve.gateway.keys import quota_tenant
+from ep_serve.gateway.upstream.relay import UpstreamRequest
 from ep_serve.gateway.upstream.router import Demand
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class _PlainRoute(APIRoute):
-    """FastAPI documents the route; the function gets the request as it is, and nothing before."""
+    """A route that FastAPI documents but whose request it does not parse."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
@@ -43,16 +43,16 @@ router = APIRouter(route_class=_PlainRoute)
 
 @router.post("/v1/chat/completions", response_model=None, openapi_extra=CHAT_OPENAPI)
 async def chat_completions(request: Request) -> Response:
-    """Answer a conversation with text, pictures, sound and video."""
-    parts = gateway.of(request)
+    """Create a chat completion for messages with text, images, audio and video."""
+    parts = gateway.get_gateway(request)
     key = parts.keys.authenticate(request.headers.get("authorization"))
-    context.of(request.scope).key_name = key.name
-    await parts.limits.request(key)
-    return _ChatAnswer(request, parts, key)
+    context.get_context(request.scope).key_name = key.name
+    await parts.limits.count_request(key)
+    return _ChatResponse(request, parts, key)
 
 
-class _ChatAnswer(Response):
-    """Does the work when it is sent, so that a client that goes away ends it at any point."""
+class _ChatResponse(Response):
+    """Processes the request while it is sent, so that a disconnect cancels it at any point."""
 
     def __init__(self, request: Request, parts: Gateway, key: Key) -> None:
         self._request = request
@@ -62,11 +62,11 @@ class _ChatAnswer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         parts, bodies, key = self._gateway, self._gateway.bodies, self._key
-        share = share_of(key, scope)
-        with parts.limits.running(key), bodies.quota.reserve(share) as reserved:
+        tenant = quota_tenant(key, scope)
+        with parts.limits.running(key), bodies.quota.reserve(tenant) as reserved:
             async with AsyncExitStack() as stack:
-                keep = partial(parts.media.keep, key=key, share=share, stack=stack)
-                body = await bodies.json(self._request, reserved, keep)
+                spool = partial(parts.media.spool, key=key, tenant=tenant, stack=stack)
+                body = await bodies.json(self._request, reserved, spool)
                 async with bodies.parsing(body, reserved):
                     chat = ChatRequest(body, key, parts.settings.request)
                 await while_connected(receive, self._answer(chat, reserved, scope, send))
@@ -76,7 +76,7 @@ class _ChatAnswer(Response):
     ) -> None:
         started = False
 
-        async def noted_send(message: Any) -> None:
+        async def tracking_send(message: Any) -> None:
             nonlocal started
             started = True
             await send(message)
@@ -84,7 +84,7 @@ class _ChatAnswer(Response):
         seconds = self._gateway.settings.request_timeout_s
         try:
             async with asyncio.timeout(seconds):
-                await self._work(chat, reserved, scope, noted_send)
+                await self._work(chat, reserved, scope, tracking_send)
         except TimeoutError:
             if not started:
                 raise ApiError(
@@ -94,23 +94,23 @@ class _ChatAnswer(Response):
     async def _work(
         self, chat: ChatRequest, reserved: Reservation, scope: Scope, send: Send
     ) -> None:
-        parts, key, now = self._gateway, self._key, context.of(scope)
-        async with parts.media.lent(chat.parts, key, reserved.tenant) as lent:
+        parts, key, now = self._gateway, self._key, context.get_context(scope)
+        async with parts.media.lease(chat.parts, key, reserved.tenant) as lease:
             forward = parts.settings.forward_priority
-            job = Job(
-                content=chat.content(lent.digests),
+            job = UpstreamRequest(
+                content=chat.content(lease.digests),
                 body=chat.encoded(
                     priority=-key.priority if forward else None,
-                    cache_salt=None if parts.keys.anonymous else _salt(key),
+                    cache_salt=None if parts.keys.is_anonymous else _salt(key),
                 ),
-                sent=lambda: reserved.resize(0),
+                on_body_released=lambda: reserved.resize(0),
                 stream=chat.stream,
                 hide_usage=chat.hide_usage,
-                demand=Demand(chat.model, lent.affinity, 1.0 + lent.work, key.priority),
+                demand=Demand(chat.model, lease.affinity, 1.0 + lease.work, key.priority),
                 headers=now.upstream_headers,
                 tracing=now.tracing,
                 started=now.started,
-                secrets=(f"{parts.media.lender.base_url}/media/".encode(),),
+                secrets=(f"{parts.media.server.base_url}/media/".encode(),),
             )
             chat.clear()
             reserved.resize(len(job.body))
@@ -118,7 +118,7 @@ class _ChatAnswer(Response):
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Do the work, or stop it when the client goes away."""
+    """Await `work`, and cancel it when the client disconnects."""
     this = asyncio.current_task()
     assert this is not None
     working, gone = True, False
@@ -134,7 +134,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> 
     try:
         await work
     except asyncio.CancelledError:
-        if not gone or this.uncancel():  # somebody else cancelled it
+        if not gone or this.uncancel():  # cancelled for another reason
             raise
     finally:
         working = False
@@ -147,5 +147,5 @@ async def _disconnected(receive: Callable[[], Awaitable[Any]]) -> None:
 
 
 def _salt(key: Key) -> str:
-    """Keeps the prefix caches of tenants apart: what is cached shows in the time of an answer."""
+    """Return a salt that separates the prefix caches of tenants against timing attacks."""
     return hashlib.sha256(f"ep-serve|{key.owner}".encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""The body of `/v1/chat/completions`: what is checked here, and what the engine may see of it.
+"""Validate the body of `/v1/chat/completions` and encode it for the engine.
 
-Fields nobody here knows pass through. Fields of the engine that reach past one request (other
-tenants' caches, transfers between engines, the scheduler) do not.
+Unknown fields pass through. Fields of the engine that affect more than one request (caches of other
+tenants, transfers between engines, the scheduler) are rejected.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from ep_serve.contract.errors import FieldError
 from ep_serve.contract.generation import check_generation
-from ep_serve.contract.request_options import RequestOptions, refused_option
+from ep_serve.contract.request_options import RequestOptions, describe_option_error
 from ep_serve.gateway.api.prompt_text import MARKS, NOT_IN_PROMPT, refuse_media_tokens
 from ep_serve.gateway.body.json_values import Leaves, check_numbers
 from ep_serve.gateway.errors import invalid
@@ -48,10 +48,10 @@ _MAX_NAME = 256
 
 
 class ChatRequest:
-    """A checked body. `parts` point into it, so that media can be rewritten in place.
+    """A validated body. `parts` refer to it, so that media can be rewritten in place.
 
     Raises:
-        ApiError: 400, or 403 for what the key does not allow.
+        ApiError: 400 for an invalid field, 403 for what the key does not allow.
     """
 
     def __init__(self, received: JsonBody, key: Key, settings: RequestSettings) -> None:
@@ -62,13 +62,13 @@ class ChatRequest:
         self.stream = _flag(body, "stream")
         closed = sorted(CLOSED_FIELDS & body.keys())
         if closed:
-            raise invalid(f"{closed[0]} is not open to clients of this server.", closed[0])
+            raise invalid(f"{closed[0]} must not be set by clients of this server.", closed[0])
         try:
             check_generation(body, settings.max_n)
         except FieldError as error:
             raise invalid(str(error), error.field) from None
-        self.hide_usage = self.stream and _ask_for_usage(body)
-        own = _own_fields(body)
+        self.hide_usage = self.stream and _request_usage(body)
+        own = _request_options(body)
         key.check_model(self.model)
         key.check_keep_ratio(own.keep_ratio, "keep_ratio")
         for name, rho in (("rho_audio", own.rho_audio), ("rho_video", own.rho_video)):
@@ -87,13 +87,13 @@ class ChatRequest:
             refuse_media_tokens(body, leaves)
 
     def content(self, digests: dict[str, str]) -> bytes:
-        """A digest of what is asked, the same whoever asks it.
+        """Return a digest of the content, the same for all clients.
 
         Args:
-            digests: those of the media, by the URLs that stand for them in the body.
+            digests: digests of the media by their URLs in the body.
         """
         lent = [(part.part, dict(part.part)) for part in self.parts]
-        for part, value in lent:  # their URLs and ids differ between requests
+        for part, value in lent:  # URLs and ids differ between requests
             medium = value[value["type"]]
             part[value["type"]] = {**medium, "url": digests[medium["url"]]}
             del part["uuid"]
@@ -103,11 +103,11 @@ class ChatRequest:
         return hashlib.blake2b(text, digest_size=16).digest()
 
     def encoded(self, priority: int | None, cache_salt: str | None) -> bytes:
-        """The body for the engine.
+        """Encode the body for the engine.
 
         Args:
             priority: for the engine's scheduler (lower comes first), or None.
-            cache_salt: keeps the prefix caches of tenants apart, or None.
+            cache_salt: separates the prefix caches of tenants, or None.
         """
         if priority is not None:
             self._body["priority"] = priority
@@ -116,13 +116,13 @@ class ChatRequest:
         return pydantic_core.to_json(self._body)
 
     def clear(self) -> None:
-        """Drop the body; what was `encoded` is all that is needed from now on."""
+        """Release the body after it was encoded."""
         self.parts.clear()
         self._body.clear()
 
 
 def _checked_leaves(body: dict[str, Any]) -> Leaves:
-    """The leaves of the fields that can reach the prompt."""
+    """Check the numbers of all fields; return the leaves of those that can reach the prompt."""
     leaves, others = Leaves(), Leaves()
     for name, value in body.items():
         (others if name in NOT_IN_PROMPT else leaves).add({name: value})
@@ -145,10 +145,10 @@ def _flag(body: dict[str, Any], name: str) -> bool:
     return bool(value)
 
 
-def _ask_for_usage(body: dict[str, Any]) -> bool:
-    """Let a stream end with its usage; False if it does anyway, or had better not.
+def _request_usage(body: dict[str, Any]) -> bool:
+    """Request the usage of a stream; False if the client does, or with several choices.
 
-    With several choices vLLM would say in other events than otherwise which engine it is.
+    With several choices it would move vLLM's fingerprint to other events.
     """
     options = body.get("stream_options")
     if options is None:
@@ -159,17 +159,17 @@ def _ask_for_usage(body: dict[str, Any]) -> bool:
         or body.get("n") not in (None, 1)
     ):
         return False
-    if "continuous_usage_stats" in options:  # which count only together with the other
+    if "continuous_usage_stats" in options:  # they require include_usage
         options = {**options, "continuous_usage_stats": False}
     body["stream_options"] = {**options, "include_usage": True}
     return True
 
 
-def _own_fields(body: dict[str, Any]) -> RequestOptions:
+def _request_options(body: dict[str, Any]) -> RequestOptions:
     try:
         return RequestOptions.model_validate(body)
     except ValidationError as error:
-        name, sentence = refused_option(error)
+        name, sentence = describe_option_error(error)
         raise invalid(sentence, name) from None
 
 

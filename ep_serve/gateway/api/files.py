@@ -1,4 +1,4 @@
-"""`/v1/files`: media that are sent once and then named by their id."""
+"""The routes `/v1/files`: media that are uploaded once and then referenced by id."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from starlette.responses import Response
 from ep_serve.gateway import context, gateway
 from ep_serve.gateway.api.openapi import CONTENT_OPENAPI, UPLOAD_OPENAPI
 from ep_serve.gateway.body.multipart import Form, disposition
-from ep_serve.gateway.body.reader import check_type, stream
+from ep_serve.gateway.body.reader import check_content_type, stream
 from ep_serve.gateway.errors import invalid
-from ep_serve.gateway.keys import share_of
+from ep_serve.gateway.keys import quota_tenant
 from ep_serve.gateway.media.sending import MediaResponse
 
 if TYPE_CHECKING:
@@ -28,31 +28,31 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/v1/files")
 
 _FORM_OVERHEAD = 64 * 1024
-"""Bytes of a form around its file."""
+"""Bytes of a form besides its file."""
 _UPLOAD_MEMORY = 256 * 1024
-"""Bytes of an upload that are in memory on their way to the disk."""
+"""Bytes of an upload that are buffered in memory."""
 
 
-async def _admitted(request: Request) -> tuple[Gateway, Key]:
-    parts = gateway.of(request)
+async def _authenticate(request: Request) -> tuple[Gateway, Key]:
+    parts = gateway.get_gateway(request)
     key = parts.keys.authenticate(request.headers.get("authorization"))
-    context.of(request.scope).key_name = key.name
-    await parts.limits.request(key)
+    context.get_context(request.scope).key_name = key.name
+    await parts.limits.count_request(key)
     return parts, key
 
 
 @router.post("", openapi_extra=UPLOAD_OPENAPI)
 async def upload(request: Request) -> dict[str, Any]:
-    """Upload a picture, a sound or a video."""
-    parts, key = await _admitted(request)
-    check_type(request, "multipart/form-data")
+    """Upload an image, audio or video file."""
+    parts, key = await _authenticate(request)
+    check_content_type(request, "multipart/form-data")
     form = Form(request.headers["content-type"])
     limit = parts.settings.media.max_bytes + _FORM_OVERHEAD
-    share = share_of(key, request.scope)
-    with parts.limits.running(key), parts.bodies.quota.reserve(share) as memory:
+    tenant = quota_tenant(key, request.scope)
+    with parts.limits.running(key), parts.bodies.quota.reserve(tenant) as memory:
         memory.grow(_UPLOAD_MEMORY)
         async with (
-            parts.media.store.receive(share) as incoming,
+            parts.media.store.receive(tenant) as incoming,
             aclosing(stream(request, limit, parts.settings.request)) as chunks,
         ):
             async for chunk in chunks:
@@ -67,7 +67,7 @@ async def upload(request: Request) -> dict[str, Any]:
                 raise invalid("purpose must be a word of up to 64 characters.", "purpose")
             async with asyncio.timeout(parts.settings.request_timeout_s):
                 file = await parts.media.add_file(incoming, key, form.file_name, purpose)
-    return _shown(file)
+    return _file_object(file)
 
 
 @router.get("")
@@ -76,10 +76,10 @@ async def list_files(
     after: Annotated[str | None, Query(max_length=128)] = None,
     limit: Annotated[int, Query(ge=1, le=1_000)] = 100,
 ) -> dict[str, Any]:
-    """The caller's files, newest first."""
-    parts, key = await _admitted(request)
+    """List the files of the tenant, newest first."""
+    parts, key = await _authenticate(request)
     files = await parts.media.store.files(key.owner, after, limit + 1)
-    shown = [_shown(file) for file in files[:limit]]
+    shown = [_file_object(file) for file in files[:limit]]
     return {
         "object": "list",
         "data": shown,
@@ -91,28 +91,28 @@ async def list_files(
 
 @router.get("/{file_id}")
 async def get_file(request: Request, file_id: str) -> dict[str, Any]:
-    """What is known about a file."""
-    parts, key = await _admitted(request)
-    return _shown(await parts.media.store.file(key.owner, file_id))
+    """Return the metadata of a file."""
+    parts, key = await _authenticate(request)
+    return _file_object(await parts.media.store.file(key.owner, file_id))
 
 
 @router.get("/{file_id}/content", response_model=None, openapi_extra=CONTENT_OPENAPI)
 async def get_content(request: Request, file_id: str) -> Response:
-    """The bytes of a file."""
-    parts, key = await _admitted(request)
-    return _Content(parts, key, await parts.media.store.file(key.owner, file_id))
+    """Download a file."""
+    parts, key = await _authenticate(request)
+    return _FileContentResponse(parts, key, await parts.media.store.file(key.owner, file_id))
 
 
 @router.delete("/{file_id}")
 async def delete_file(request: Request, file_id: str) -> dict[str, Any]:
-    """Forget a file."""
-    parts, key = await _admitted(request)
+    """Delete a file."""
+    parts, key = await _authenticate(request)
     await parts.media.store.delete_file(key.owner, file_id)
     return {"id": file_id, "object": "file", "deleted": True}
 
 
-class _Content(Response):
-    """Sends a file that stays in the store meanwhile."""
+class _FileContentResponse(Response):
+    """Sends a file and pins it in the store meanwhile."""
 
     def __init__(self, parts: Gateway, key: Key, file: File) -> None:
         self._gateway = parts
@@ -122,15 +122,16 @@ class _Content(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         parts, file = self._gateway, self._file
-        # Never shown by a browser: a client chose the content.
+        # Browsers must not render content that a client chose.
         headers = {"content-disposition": disposition(file.name)}
         with parts.limits.running(self._key):
-            async with parts.media.store.pinned(file.digest, share_of(self._key, scope)) as path:
+            tenant = quota_tenant(self._key, scope)
+            async with parts.media.store.pinned(file.digest, tenant) as path:
                 pause_s = parts.settings.request.body_timeout_s
                 await MediaResponse(path, pause_s, headers)(scope, receive, send)
 
 
-def _shown(file: File) -> dict[str, Any]:
+def _file_object(file: File) -> dict[str, Any]:
     return {
         "id": file.id,
         "object": "file",

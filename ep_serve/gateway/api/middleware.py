@@ -1,4 +1,4 @@
-"""Request ids, trace context, the access log and the request metrics, around every request."""
+"""Middleware for request ids, trace context, the access log and request metrics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _QUIET = frozenset({"/health", "/ready"})
 
 
 class ContextMiddleware:
-    """Gives every request its `Context`; the last resort for errors that nobody foresaw."""
+    """Creates the `Context` of each request and handles unexpected errors."""
 
     def __init__(self, app: ASGIApp, parts: Gateway) -> None:
         self._app = app
@@ -53,15 +53,15 @@ class ContextMiddleware:
                 answered = MutableHeaders(scope=message)
                 answered["x-request-id"] = context.request_id
                 answered["x-content-type-options"] = "nosniff"
-                if self._parts.draining:
+                if self._parts.is_draining:
                     answered["connection"] = "close"
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_id)
         except Exception:
-            logger.exception("a request failed in an unforeseen way")
-            if status:  # the answer has begun: the server cuts the connection
+            logger.exception("unhandled exception in a request")
+            if status:  # the response has begun: the server closes the connection
                 raise
             await internal_error().response()(scope, receive, send_with_id)
         finally:
@@ -70,10 +70,10 @@ class ContextMiddleware:
     def _finish(self, scope: Scope, context: Context, status: int) -> None:
         route = getattr(scope.get("route"), "path", "other")
         seconds = time.perf_counter() - context.started
-        # 499: the client went away before it was answered.
-        self._parts.metrics.finished(route, status or 499, seconds)
+        # 499: the client disconnected before the response.
+        self._parts.metrics.record_request(route, status or 499, seconds)
         context.span.set(request_id=context.request_id)
-        context.span.answered(scope["method"], route, status or 499)
+        context.span.set_response(scope["method"], route, status or 499)
         if route not in _QUIET:
             logger.info(
                 "request",

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says about bodies that are read and checked by hand."""
+"""OpenAPI schemas of bodies that are parsed without FastAPI."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from ep_serve.contract.request_options import json_schema
 
 _ERROR: dict[str, Any] = {
-    "description": "What is wrong.",
+    "description": "Error",
     "content": {
         "application/json": {
             "schema": {
@@ -34,23 +34,26 @@ ERRORS: dict[int | str, dict[str, Any]] = {"4XX": _ERROR, "5XX": _ERROR}
 
 
 def _part(kind: str, **properties: Any) -> dict[str, Any]:
-    """A content part: an object that has its content under the name of its type."""
+    """Return the schema of a content part."""
     content = {"type": "object", "properties": properties}
     required = {"required": ["type", kind]}
     return {"type": "object", **required, "properties": {"type": {"const": kind}, kind: content}}
 
 
-_WORDS = {"type": "string"}
+_STRING = {"type": "string"}
 _TEXT = {
     "type": "object",
     "required": ["type", "text"],
-    "properties": {"type": {"const": "text"}, "text": _WORDS},
+    "properties": {"type": {"const": "text"}, "text": _STRING},
 }
 _PARTS = [
     _TEXT,
-    *(_part(kind, url=_WORDS, file_id=_WORDS) for kind in ("image_url", "video_url", "audio_url")),
-    _part("input_audio", data=_WORDS, format=_WORDS),
-    _part("file", file_id=_WORDS, file_data=_WORDS, filename=_WORDS),
+    *(
+        _part(kind, url=_STRING, file_id=_STRING)
+        for kind in ("image_url", "video_url", "audio_url")
+    ),
+    _part("input_audio", data=_STRING, format=_STRING),
+    _part("file", file_id=_STRING, file_data=_STRING, filename=_STRING),
 ]
 
 CHAT_OPENAPI: dict[str, Any] = {

@@ -1,8 +1,8 @@
-"""Text of a request that would become media tokens in the prompt.
+"""Reject text that would become media tokens in the prompt.
 
-A client that writes `<|VIDEO|>` would make the engine look for a video that is not there. Chat
-templates join strings, so a token can come in pieces; what counts is what the template writes. The
-engine checks the rendered prompt; this check answers earlier and names the field.
+A client that writes `<|VIDEO|>` would make the engine expect a video that does not exist. Chat
+templates concatenate strings, so a token can be split over several. The engine checks the rendered
+prompt; this check fails earlier and names the field.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NOT_IN_PROMPT = frozenset({"stop", "bad_words"})
-"""Fields that are compared with the answer."""
+"""Fields that are compared with the output and never reach the prompt."""
 
 MARKS = (b"|", b"\\u", b'"arguments"')
-"""One of these is in every body that `refuse_media_tokens` can refuse."""
+"""Every body that `refuse_media_tokens` can reject contains one of these."""
 
 _BEFORE_CONTENT = ("name", "reasoning", "reasoning_content")
 _STRIPPED_LINE = "x-anthropic-billing-header"
-"""vLLM drops the first line of a system text that begins with this."""
+"""vLLM drops the first line of a system text with this prefix."""
 
 
 def refuse_media_tokens(body: dict[str, Any], leaves: Leaves) -> None:
-    """Refuse a body whose strings spell a media token, alone or joined by a chat template.
+    """Reject a body whose strings contain a media token, alone or concatenated by a template.
 
     Args:
-        body: with messages that were checked.
-        leaves: of the body without `NOT_IN_PROMPT`.
+        body: a body with validated messages.
+        leaves: leaves of the body without `NOT_IN_PROMPT`.
 
     Raises:
-        ApiError: 400, with the place of the text; or for tool calls whose arguments are too large.
+        ApiError: 400 with the path of the text, or for too large tool call arguments.
     """
     contents: list[str] = []
     messages: list[str] = []
@@ -63,8 +63,7 @@ def refuse_media_tokens(body: dict[str, Any], leaves: Leaves) -> None:
         place = place or "messages"
         raise ApiError(
             400,
-            f"{place} contains the text {token}, which marks media inside the prompt and must "
-            "not be written by a client.",
+            f"{place} contains {token}, a reserved token that marks media in the prompt.",
             code="media_token",
             param=place,
         )
@@ -82,7 +81,7 @@ def _contents(message: dict[str, Any]) -> Iterator[str]:
 
 
 def _calls(message: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Names and JSON arguments of tool calls, as far as they have their form."""
+    """Yield names and JSON arguments of well-formed tool calls."""
     calls = message.get("tool_calls")
     calls = calls if isinstance(calls, list) else []
     functions = [call.get("function") for call in calls if isinstance(call, dict)]
@@ -94,7 +93,7 @@ def _calls(message: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _decode(arguments: str, found: Leaves, max_values: int, place: str) -> int:
-    """Add what vLLM hands to the template for a tool call, and return the number of its values."""
+    """Add the decoded arguments that vLLM passes to the template; return their number of values."""
     data = arguments.encode()
     text = JsonBody(len(data), max_values=max_values, media_keys=())
     try:
@@ -103,6 +102,6 @@ def _decode(arguments: str, found: Leaves, max_values: int, place: str) -> int:
         if error.code != "invalid_json":
             raise invalid(f"{place}: {error.message}", place, code=error.code) from None
         return text.values
-    with suppress(ValueError):  # vLLM goes on with an empty object
+    with suppress(ValueError):  # vLLM uses an empty object instead
         found.add(json.loads(arguments))
     return text.values

@@ -1,1 +1,1 @@
-"""Reading request bodies inside bounds of size, memory and time."""
+"""Request body parsing with bounds on size, memory and time."""

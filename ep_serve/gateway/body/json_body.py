@@ -1,7 +1,7 @@
-"""Reading a JSON body as it arrives, with bounds on what parsing it may cost.
+"""Incremental JSON body reader that bounds the cost of parsing.
 
-Inlined media are most of a large body. They are decoded as they arrive and never part of a parsed
-object; what is left is bounded in size, depth and number of values before it is parsed.
+Inlined media, most of a large body, are decoded as they arrive and are not part of the parsed
+object. The rest is bounded in size, depth and number of values before it is parsed.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ if TYPE_CHECKING:
 MAX_DEPTH = 100
 MAX_VALUES = 100_000
 MEDIA_KEYS = (b'"url"', b'"data"', b'"file_data"')
-"""Keys of content parts whose strings can be media."""
+"""Keys of content parts whose values can be inlined media."""
 
 _REST_OF_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _SHORT_STRINGS = re.compile(
     rb'(?:[^"\\]*+"[^"\\]{0,512}+(?:\\.[^"\\]{0,512}+){0,64}+")*+', re.DOTALL
 )
-"""Whole strings, and what lies between them."""
+"""Complete strings and the text between them."""
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _LONGEST_KEY = 64
-"""Bytes of a key, a colon and the space around it."""
+"""Bytes of a key, a colon and surrounding whitespace."""
 _LONGEST_ESCAPE = len(b"\\u0000")
 
 
 class JsonBody:
-    """A JSON object that arrives in pieces. `feed` all of them, then `parse`.
+    """A JSON object that arrives in chunks: `feed` each chunk, then `parse`.
 
     Args:
         max_text_bytes: size without the media that are set aside.
-        max_values: number of values.
-        media_keys: with their quotes, the keys whose long strings are decoded as media.
+        max_values: limit of JSON values.
+        media_keys: keys, with quotes, whose long strings are decoded as media.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class JsonBody:
         media_keys: tuple[bytes, ...] = MEDIA_KEYS,
     ) -> None:
         self.media: dict[str, InlinedMedium] = {}
-        """The media, by the string that stands for each in the parsed object."""
+        """Inlined media by the placeholder string in the parsed object."""
         self.values = 1
         self._max_text_bytes = max_text_bytes
         self._max_values = max_values
@@ -64,38 +64,38 @@ class JsonBody:
         self._depth = 0
         self._cut_escape = b""
         self._start: int | None = None
-        """Where in the text the string begins that is being read."""
+        """Offset of the current string in the text, None outside strings."""
         self._may_be_medium = False
         self._medium: InlinedMedium | None = None
 
     def has_any(self, words: Iterable[bytes]) -> bool:
-        """Whether one of the words is in the text; false once it was parsed."""
+        """Return whether the text, which `parse` drops, contains one of the words."""
         return any(word in self._text for word in words)
 
     @property
     def text_bytes(self) -> int:
-        """The size of the text that is parsed."""
+        """Size of the text without inlined media."""
         return len(self._text)
 
     @property
     def all_media(self) -> list[InlinedMedium]:
-        """The media, that which is being read too."""
+        """The media, including an incomplete one."""
         return [*self.media.values(), *([] if self._medium is None else [self._medium])]
 
     @property
     def memory_bytes(self) -> int:
-        """The memory that it takes."""
+        """Memory of text and media."""
         return len(self._text) + sum(medium.memory_bytes for medium in self.all_media)
 
     @property
     def parsed_bytes(self) -> int:
-        """An upper bound of the memory that it takes with the parsed object."""
+        """Upper bound of the memory including the parsed object."""
         one_byte_each = self._text.isascii() and b"\\u" not in self._text
         more = len(self._text) * (0 if one_byte_each else 3) + 200 * self.values
         return self.memory_bytes + more
 
     def feed(self, data: bytes) -> None:
-        """Read the next piece.
+        """Read the next chunk.
 
         Raises:
             ApiError: 400 for too many or too deeply nested values, 413 for too much text.
@@ -110,15 +110,15 @@ class JsonBody:
         if len(self._text) > self._max_text_bytes:
             raise ApiError(
                 413,
-                f"A body may have {self._max_text_bytes} bytes besides its inlined media.",
+                f"A body may have at most {self._max_text_bytes} bytes besides inlined media.",
                 code="body_too_large",
             )
 
     def parse(self) -> dict[str, Any]:
-        """The object; the text is dropped.
+        """Parse the object and drop the text.
 
         Raises:
-            ApiError: 400.
+            ApiError: 400 for invalid JSON.
         """
         text, self._text = self._text, bytearray()
         try:
@@ -156,16 +156,19 @@ class JsonBody:
         brackets = structure.translate(None, _NO_BRACKETS)
         self.values += structure.count(b",") + brackets.count(b"[") + brackets.count(b"{")
         if self.values > self._max_values:
-            raise invalid(f"The body may have {self._max_values} values.", code="too_many_values")
+            raise invalid(
+                f"The body may have at most {self._max_values} values.", code="too_many_values"
+            )
         for bracket in brackets:
             self._depth += 1 if bracket in b"[{" else -1
             if self._depth > MAX_DEPTH:
                 raise invalid(
-                    f"The values of the body may be nested {MAX_DEPTH} deep.", code="too_deep"
+                    f"The values of the body may be nested at most {MAX_DEPTH} deep.",
+                    code="too_deep",
                 )
             if self._depth < 0:
                 raise invalid(
-                    "The body is not valid JSON: a bracket is closed that was not opened.",
+                    "The body is not valid JSON: unbalanced closing bracket.",
                     code="invalid_json",
                 )
 
@@ -178,7 +181,7 @@ class JsonBody:
             end = _end(_REST_OF_STRING, data, position, len(data))
             closed = data[end : end + 1] == b'"'
             if not closed:
-                # An escape is read when all of it is there.
+                # An incomplete escape is kept for the next chunk.
                 cut = data.rfind(b"\\", max(position, len(data) - _LONGEST_ESCAPE + 1))
                 end = len(data) if cut < 0 else _end(_REST_OF_STRING, data, position, cut)
                 self._cut_escape = data[end:]
@@ -201,7 +204,7 @@ class JsonBody:
     def _close_string(self) -> None:
         assert self._start is not None
         if self._medium is not None:
-            name = secrets.token_hex(16)  # no client can guess it
+            name = secrets.token_hex(16)  # unguessable for clients
             self._medium.close()
             self.media[name], self._medium = self._medium, None
             self._text += name.encode()
@@ -214,17 +217,17 @@ def _not_json(text: bytearray, error: ValueError) -> ApiError:
         message = "The body must be UTF-8 without a byte order mark."
         return invalid(message, code="invalid_json")
     if b"\\u" in text:
-        try:  # Python's own parser accepts half of a pair, which can then be named
+        try:  # Python's parser accepts lone surrogates, so the error can name them
             place = find_leaf(json.loads(text), has_surrogate)
         except ValueError:
             place = None
         if place is not None:
-            message = f"{place} has half of a surrogate pair, which is no character."
+            message = f"{place} contains a lone surrogate."
             return invalid(message, place, code="invalid_json")
     return invalid(f"The body is not valid JSON: {error}.", code="invalid_json")
 
 
 def _end(pattern: re.Pattern[bytes], data: bytes, position: int, limit: int = sys.maxsize) -> int:
     found = pattern.match(data, position, limit)
-    assert found is not None  # these patterns match the empty text too
+    assert found is not None  # the patterns also match the empty string
     return found.end()

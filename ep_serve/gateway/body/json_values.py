@@ -1,4 +1,4 @@
-"""Walking parsed JSON: its strings, what engines cannot represent, and where in a body that is."""
+"""Traverse parsed JSON: collect strings, check numbers and locate values."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _MAX_PLACE = 200
-"""Characters of a place that an error names; keys can have any length."""
+"""Maximum length of a path in error messages; keys can have any length."""
 _MIN_INT = -(2**63)
 _MAX_INT = 2**64 - 1
 
 
 @dataclass(slots=True)
 class Leaves:
-    """The leaves of a JSON value, in its order."""
+    """Strings and keys of a JSON value, in document order."""
 
     strings: list[str] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
@@ -41,10 +41,10 @@ class Leaves:
 
 
 def check_numbers(body: dict[str, Any], leaves: Leaves) -> None:
-    """Refuse a body with numbers that not every JSON parser represents.
+    """Reject numbers that not every JSON parser can represent.
 
     Raises:
-        ApiError: 400, with the place of the number.
+        ApiError: 400 with the path of the number.
     """
     if leaves.representable:
         return
@@ -52,16 +52,16 @@ def check_numbers(body: dict[str, Any], leaves: Leaves) -> None:
     raise invalid(f"{place} must be a finite number of at most 64 bits.", place)
 
 
-def find_leaf(value: Any, wanted: Callable[[Any], bool]) -> str | None:
-    """Return the place of the first leaf or key that is wanted, or None."""
+def find_leaf(value: Any, predicate: Callable[[Any], bool]) -> str | None:
+    """Return the path of the first leaf or key that matches a predicate, or None."""
     for place, leaf in _places(value, ""):
-        if wanted(leaf):
+        if predicate(leaf):
             return place if len(place) <= _MAX_PLACE else f"{place[:_MAX_PLACE]}..."
     return None
 
 
 def has_surrogate(leaf: Any) -> bool:
-    """Whether a string has half of a surrogate pair, which UTF-8 cannot encode."""
+    """Return whether a string contains a lone surrogate, which UTF-8 cannot encode."""
     return isinstance(leaf, str) and any("\ud800" <= character <= "\udfff" for character in leaf)
 
 

@@ -1,4 +1,4 @@
-"""Reading an upload of one file as it arrives, without a second copy on disk."""
+"""Incremental parser of multipart uploads, without a second copy on disk."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ FILE_FIELD = "file"
 
 
 class Form:
-    """A multipart form with one file and a few short fields; feed it chunks.
+    """A multipart form with one file and a few short fields, fed in chunks.
 
     Raises:
-        ApiError: 400 for a form that makes no sense, 415 for a body that is none.
+        ApiError: 400 for a malformed form, 415 for another content type.
     """
 
     def __init__(self, content_type: str) -> None:
@@ -54,7 +54,7 @@ class Form:
         self._file: list[bytes] = []
 
     def feed(self, data: bytes) -> bytes:
-        """Read a chunk and give what it holds of the file."""
+        """Parse a chunk and return the file content in it."""
         try:
             self._parser.write(data)
         except MultipartParseError:
@@ -65,7 +65,7 @@ class Form:
     def _part_begin(self) -> None:
         self._parts += 1
         if self._parts > MAX_PARTS:
-            raise invalid(f"A form may have {MAX_PARTS} fields.", code="invalid_form")
+            raise invalid(f"A form may have at most {MAX_PARTS} fields.", code="invalid_form")
         self._value = bytearray()
         self._disposition = b""
 
@@ -85,7 +85,7 @@ class Form:
         self._name = options.get(b"name", b"").decode("utf-8", "replace")
         if self._name == FILE_FIELD:
             if self.file_name is not None:
-                raise invalid("A form may have one file.", FILE_FIELD)
+                raise invalid("A form may have only one file.", FILE_FIELD)
             name = options.get(b"filename", b"").decode("utf-8", "replace")
             self.file_name = "".join(c for c in name if c.isprintable())[:255] or "upload"
 
@@ -95,7 +95,7 @@ class Form:
             return
         self._value += data[start:end]
         if len(self._value) > MAX_FIELD:
-            raise invalid(f"A field of the form may have {MAX_FIELD} bytes.", self._name[:64])
+            raise invalid(f"A form field may have at most {MAX_FIELD} bytes.", self._name[:64])
 
     def _part_end(self) -> None:
         if self._name != FILE_FIELD:
@@ -106,7 +106,7 @@ class Form:
 
 
 def disposition(name: str) -> str:
-    """A Content-Disposition header for a file name that a client chose."""
+    """Return a Content-Disposition header for a client's file name."""
     message = Message()
     message.add_header("Content-Disposition", "attachment", filename=("utf-8", "", name))
     return str(message["Content-Disposition"])

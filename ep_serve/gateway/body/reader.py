@@ -1,4 +1,4 @@
-"""Reading a request body, inside limits of size, time and memory."""
+"""Read request bodies with limits on size, time and memory."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from ep_serve.gateway.media.inlined import InlinedMedium
     from ep_serve.gateway.settings import RequestSettings
 
-    Keep = Callable[[InlinedMedium], Awaitable[object]]
+    Spool = Callable[[InlinedMedium], Awaitable[object]]
 
 _DENSE = 4_000
-"""Strings and brackets in a piece of a body, from which on reading it takes milliseconds."""
-_KEPT = 64 * 2**10
-"""Bytes of a medium that stay in memory until the request is checked."""
-_LONG = 64 * 2**10
-"""Bytes of text, from which on parsing takes milliseconds."""
+"""Strings and brackets in a chunk from which on parsing it takes milliseconds."""
+_MAX_IN_MEMORY = 64 * 2**10
+"""Bytes of a medium that stay in memory until the request is validated."""
+_LARGE_TEXT = 64 * 2**10
+"""Bytes of text from which on parsing takes milliseconds."""
 
 
 class BodyQuota:
-    """The memory that request bodies take in this process, all together and by tenant."""
+    """Limits the memory of request bodies, in total and per tenant."""
 
     def __init__(self, settings: RequestSettings) -> None:
         self._max_bytes = settings.max_buffered_bytes
@@ -47,7 +47,7 @@ class BodyQuota:
 
     @contextmanager
     def reserve(self, tenant: str) -> Iterator[Reservation]:
-        """Memory for one body, given back at the end of the block."""
+        """Reserve memory for one body inside the block."""
         reservation = Reservation(self, tenant)
         try:
             yield reservation
@@ -58,7 +58,7 @@ class BodyQuota:
         """Count more bytes, or fewer if negative.
 
         Raises:
-            ApiError: 429.
+            ApiError: 429 above a limit.
         """
         if nbytes > 0:
             if self.used_bytes + nbytes > self._max_bytes:
@@ -72,7 +72,7 @@ class BodyQuota:
 
 
 class Reservation:
-    """The memory that one body takes."""
+    """The memory reserved for one body."""
 
     def __init__(self, quota: BodyQuota, tenant: str) -> None:
         self.nbytes = 0
@@ -80,25 +80,25 @@ class Reservation:
         self._quota = quota
 
     def grow(self, nbytes: int) -> None:
-        """Count more bytes.
+        """Reserve more bytes.
 
         Raises:
-            ApiError: 429.
+            ApiError: 429 above a limit.
         """
         self.resize(self.nbytes + nbytes)
 
     def resize(self, nbytes: int) -> None:
-        """Count this many bytes from now on.
+        """Set the reserved bytes.
 
         Raises:
-            ApiError: 429.
+            ApiError: 429 above a limit.
         """
         self._quota.add(self.tenant, nbytes - self.nbytes)
         self.nbytes = nbytes
 
 
 class BodyReader:
-    """Reads JSON bodies. Costly ones take turns, so that the event loop is not held up for long."""
+    """Reads JSON bodies. Expensive ones take turns, so that they do not block the event loop."""
 
     def __init__(self, settings: RequestSettings, max_media: int) -> None:
         self.quota = BodyQuota(settings)
@@ -106,57 +106,57 @@ class BodyReader:
         self._max_media = max_media
         self._turns = FairSlots(1)
 
-    async def json(self, request: Request, reserved: Reservation, keep: Keep) -> JsonBody:
-        """The body of a request, complete and not parsed.
+    async def json(self, request: Request, reserved: Reservation, spool: Spool) -> JsonBody:
+        """Read the complete body of a request without parsing it.
 
         Args:
-            request: whose body is read.
-            reserved: counts the memory that the body takes.
-            keep: takes what is decoded of a medium out of memory.
+            request: the request.
+            reserved: reservation for the memory of the body.
+            spool: moves decoded content of a medium from memory to disk.
 
         Raises:
             ApiError: 400, 408, 413, 415, 429 or 503.
         """
-        check_type(request, "application/json")
+        check_content_type(request, "application/json")
         body = JsonBody(self._settings.max_text_bytes)
         chunks = stream(request, self._settings.max_body_bytes, self._settings)
         async with aclosing(chunks):
             async for chunk in chunks:
                 reserved.grow(len(chunk))
-                dense = chunk.count(b'"') + chunk.count(b"[") + chunk.count(b"]") > _DENSE
-                async with self._turn(reserved.tenant) if dense else nullcontext():
+                is_dense = chunk.count(b'"') + chunk.count(b"[") + chunk.count(b"]") > _DENSE
+                async with self._turn(reserved.tenant) if is_dense else nullcontext():
                     body.feed(chunk)
                 if len(body.media) > self._max_media:
                     raise too_many_media(self._max_media, len(body.media))
                 for medium in body.all_media:
-                    if medium.memory_bytes > _KEPT:
-                        await keep(medium)
+                    if medium.memory_bytes > _MAX_IN_MEMORY:
+                        await spool(medium)
                 reserved.resize(body.memory_bytes)
         return body
 
     @asynccontextmanager
     async def parsing(self, body: JsonBody, reserved: Reservation) -> AsyncIterator[None]:
-        """Where a body is parsed and checked.
+        """Reserve memory, and a turn if the body is large, for parsing and validation.
 
         Raises:
-            ApiError: 429.
+            ApiError: 429 above a memory limit.
         """
-        long = body.text_bytes > _LONG
-        async with self._turn(reserved.tenant) if long else nullcontext():
+        is_large = body.text_bytes > _LARGE_TEXT
+        async with self._turn(reserved.tenant) if is_large else nullcontext():
             reserved.resize(body.parsed_bytes)
             yield
 
     @asynccontextmanager
     async def _turn(self, tenant: str) -> AsyncIterator[None]:
-        """One after the other, with as much time between for everything else as each takes."""
+        """Run one expensive block at a time, and pause as long as each takes for other work."""
         async with self._turns.slot(tenant):
             since = time.perf_counter()
             yield
             await asyncio.sleep(time.perf_counter() - since)
 
 
-def check_type(request: Request, wanted: str) -> None:
-    """415 unless the body has the wanted type and is not compressed."""
+def check_content_type(request: Request, wanted: str) -> None:
+    """Raise 415 unless the body has this content type and is not compressed."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != wanted:
         raise ApiError(415, f"The content type must be {wanted}.", code="unsupported_content_type")
@@ -169,43 +169,43 @@ def check_type(request: Request, wanted: str) -> None:
 async def stream(
     request: Request, max_bytes: int, settings: RequestSettings
 ) -> AsyncGenerator[bytes]:
-    """The chunks of a body.
+    """Yield the chunks of a body.
 
-    A client may pause for `body_timeout_s`. Time that it waits beyond what its bytes take at
-    `min_body_rate` counts as a pause; time that the reader takes does not.
+    A client may pause for `body_timeout_s`. Time beyond what its bytes take at `min_body_rate`
+    counts as a pause; time of the reader does not.
 
     Raises:
-        ApiError: 413 if there are too many bytes, 408 if they come too slowly.
+        ApiError: 413 for too many bytes, 408 if they arrive too slowly.
     """
     stated = request.headers.get("content-length", "0")
     received = 0
     if stated.isdecimal() and int(stated[:20]) > max_bytes:
         raise _too_large(max_bytes)
     loop = asyncio.get_running_loop()
-    patience = settings.body_timeout_s
+    budget_s = settings.body_timeout_s
     more = True
     while more:
         since = loop.time()
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(budget_s):
                 message = await request.receive()
         except TimeoutError:
             raise ApiError(408, "The body did not arrive in time.", code="body_timeout") from None
         if message["type"] == "http.disconnect":
-            raise ApiError(400, "The client went away.", code="disconnected")
+            raise ApiError(400, "The client disconnected.", code="disconnected")
         chunk: bytes = message.get("body", b"")
         more = message.get("more_body", False)
         received += len(chunk)
         if received > max_bytes:
             raise _too_large(max_bytes)
-        patience += len(chunk) / settings.min_body_rate - (loop.time() - since)
-        patience = min(patience, settings.body_timeout_s)
+        budget_s += len(chunk) / settings.min_body_rate - (loop.time() - since)
+        budget_s = min(budget_s, settings.body_timeout_s)
         if chunk:
             yield chunk
 
 
 def _too_large(limit: int) -> ApiError:
-    return ApiError(413, f"A body may have {limit} bytes.", code="body_too_large")
+    return ApiError(413, f"A body may have at most {limit} bytes.", code="body_too_large")
 
 
 def _overloaded(message: str) -> ApiError:

@@ -1,4 +1,4 @@
-"""Writing a streamed response body straight to the connection."""
+"""Write a streamed response body directly to the transport."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 class BodyWriter:
-    """Writes pieces of a response body; `scope["extensions"]` has it under `EXTENSION`.
+    """Writes chunks of a response body; available as `scope["extensions"][EXTENSION]`.
 
-    It stands for ASGI's `send` between the start and the end of a response without a length,
-    because the sending coroutines of all the layers above the server are too much for each token.
-    Clients of HTTP/1.0 do not know chunks; for them the response ends with the connection.
+    It replaces ASGI's `send` between the start and the end of a response without a length, because
+    calling the `send` coroutines of all middleware layers is too slow for each token. HTTP/1.0 has
+    no chunked encoding; there the response ends with the connection.
     """
 
     EXTENSION = "ep_serve.body_writer"
@@ -27,7 +27,7 @@ class BodyWriter:
 
     @property
     def paused(self) -> bool:
-        """Whether the client reads too slowly; `drain` waits for it."""
+        """Whether the write buffer is above its high-water mark; `drain` waits for it."""
         return self._flow.write_paused and not self._transport.is_closing()
 
     def write(self, data: bytes) -> None:
@@ -39,5 +39,5 @@ class BodyWriter:
         await self._flow.drain()
 
     def abort(self) -> None:
-        """Cut the connection, without waiting for a client that does not read."""
+        """Close the connection without sending what is buffered."""
         self._transport.abort()

@@ -1,4 +1,4 @@
-"""The connections of clients to one port: which are closed first, and whose request is next."""
+"""Connection limits and fair request scheduling of one port."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from prometheus_client import Counter
 
 GRACE_S = 2.0
-"""How long a new connection is not the first to be closed."""
+"""Seconds that a new connection is not closed before idle ones."""
 STARTS = 16
-"""Requests that start in one turn of the event loop."""
+"""Requests that start in one event loop iteration."""
 
 
 class Closable(Protocol):
@@ -23,11 +23,11 @@ class Closable(Protocol):
     def abort(self) -> None: ...
 
 
-class FairStart:
-    """Starts requests, a few in each turn of the event loop, and those who send them in rotation.
+class FairScheduler:
+    """Starts a few requests per event loop iteration, round robin over their senders.
 
-    A thousand requests that arrive at once would otherwise hold up everybody who comes later,
-    health checks too, until each of them is parsed, checked and on its way to an engine.
+    A burst of a thousand requests would otherwise delay later ones, including health checks, until
+    all of them are parsed, validated and sent to an engine.
     """
 
     def __init__(self) -> None:
@@ -35,10 +35,10 @@ class FairStart:
         self._started = 0
 
     def start(self, sender: Callable[[], Hashable], action: Callable[[], None]) -> None:
-        """Call `action`, now or in one of the next turns.
+        """Call `action`, now or in a later event loop iteration.
 
         Args:
-            sender: names who sends it, and is called only if somebody has to wait.
+            sender: returns the sender; called only if the request has to wait.
             action: starts the request.
         """
         if self._started == STARTS or self._waiting:
@@ -63,17 +63,17 @@ class FairStart:
 
 
 class ClientConnections:
-    """Limits of one server, and its connections that wait for a request.
+    """Limits of one server, and its connections without a running request.
 
-    A connection that waits for a request is closed before anybody is refused. First those go that
-    have never sent a whole head, then those that are idle; of each the oldest.
+    Above the limit such connections are closed instead of refusing new ones: first those that never
+    sent a complete head, then idle ones, oldest first.
 
     Args:
-        max_connections: how many may be open.
-        max_head_bytes: request line and headers of a request, and the framing around its body.
-        head_timeout_s: until a head is complete.
-        refused: counts what was refused, by reason.
-        tenant_of: the tenant that an Authorization header belongs to, or None.
+        max_connections: limit of open connections.
+        max_head_bytes: limit of the request line with headers, and of the chunk framing of a body.
+        head_timeout_s: time until a head is complete.
+        refused: counter of refused connections and requests, by reason.
+        tenant_of: returns the tenant of an Authorization header, or None.
     """
 
     def __init__(
@@ -88,40 +88,39 @@ class ClientConnections:
         self.max_head_bytes = max_head_bytes
         self.head_timeout_s = head_timeout_s
         self.queued_bytes = 0
-        self.requests = FairStart()
+        self.requests = FairScheduler()
         self.tenant_of = tenant_of
         self._refused = refused
         self._fresh: OrderedDict[Closable, float] = OrderedDict()
         self._idle: OrderedDict[Closable, float] = OrderedDict()
 
-    def refused(self, reason: str) -> None:
+    def count_refused(self, reason: str) -> None:
         self._refused.labels(reason).inc()
 
-    def waits(self, connection: Closable, now: float, *, fresh: bool) -> None:
-        """A connection waits for a request, or only for its end."""
-        self.forget(connection)
+    def mark_waiting(self, connection: Closable, now: float, *, fresh: bool) -> None:
+        """Register a connection that waits for a request or for its end."""
+        self.remove(connection)
         (self._fresh if fresh else self._idle)[connection] = now
 
-    def forget(self, connection: Closable) -> None:
-        """A connection has a request, or is gone."""
+    def remove(self, connection: Closable) -> None:
+        """Unregister a connection that has a request or is closed."""
         self._fresh.pop(connection, None)
         self._idle.pop(connection, None)
 
-    def make_room(self, total: int, now: float) -> None:
-        """Close connections that wait until there are no more than `max_connections`.
+    def close_excess(self, total: int, now: float) -> None:
+        """Close waiting connections above `max_connections`.
 
-        A few more may wait for a head even if all others are at work: that of a health check, for
-        example.
+        A few are kept even if all others are busy, so that health checks get through.
         """
         waiting = len(self._fresh) + len(self._idle)
         busy = total - waiting
         reserve = 8 + self.max_connections // 16
         for _ in range(waiting - max(reserve, self.max_connections - busy)):
-            self.refused("connections")
+            self.count_refused("connections")
             self._next_to_close(now).abort()
 
     def _next_to_close(self, now: float) -> Closable:
-        """Remove and give the connection that is closed first."""
+        """Remove and return the connection to close first."""
         oldest = next(iter(self._fresh.values()), now)
         fresh = self._fresh and (now - oldest > GRACE_S or not self._idle)
         return (self._fresh if fresh else self._idle).popitem(last=False)[0]

@@ -1,4 +1,4 @@
-"""A request and its response on a connection."""
+"""A request/response cycle on a connection."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class Cycle(RequestResponseCycle):
-    """A request and its response.
+    """A request/response cycle.
 
     Args:
         protocol: the connection.
-        version: of HTTP.
-        discarding: whether the connection drops what arrives.
+        version: the HTTP version.
+        discarding: returns whether the connection discards incoming data.
         ended: called when the application has returned.
     """
 
@@ -48,7 +48,7 @@ class Cycle(RequestResponseCycle):
             on_response=protocol.on_response_complete,
         )
         self.lingers = False
-        """Whether the client still sends when it has its response."""
+        """Whether the response was sent before the whole request arrived."""
         self._discarding = discarding
         self._ended = ended
         self._until_close = False
@@ -59,9 +59,9 @@ class Cycle(RequestResponseCycle):
 
     async def send(self, message: Any) -> None:
         if message["type"] == "http.response.start":
-            if self.more_body:  # nobody would read the rest
+            if self.more_body:  # the rest would not be read
                 self.keep_alive = False
-            if self.scope["http_version"] == "1.0":  # which has no chunks
+            if self.scope["http_version"] == "1.0":  # no chunked encoding
                 names = {name.lower() for name, _ in message["headers"]}
                 self._until_close = b"content-length" not in names
                 self.chunked_encoding = False if self._until_close else None
@@ -78,7 +78,7 @@ class Cycle(RequestResponseCycle):
         await response(self.scope, self.receive, self.send)
 
     def disconnect(self) -> None:
-        """Tell the application that nobody waits for it any more."""
+        """Send `http.disconnect` to the application."""
         if not self.response_complete:
             self.disconnected = True
             self.message_event.set()

@@ -1,8 +1,8 @@
-"""HTTP/1.1 for clients that nobody has authenticated yet: uvicorn's protocol, with bounds.
+"""Hardened HTTP/1.1 protocol for unauthenticated clients, based on uvicorn's.
 
-uvicorn bounds neither the head of a request nor the time it may take, nor how many requests a
-client may pipeline; it takes trailers for headers, and loses the body of a request that asks for
-an upgrade. Every error below has the API's form.
+uvicorn limits neither size nor duration of a request head, nor the number of pipelined requests; it
+treats trailers as headers, and loses the body of a request with `Upgrade`. All errors have the
+format of the API.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
     from ep_serve.gateway.http.client_connections import ClientConnections
 
 MAX_PIPELINED = 8
-"""Requests of one connection that wait for their turn."""
+"""Queued requests of one connection."""
 MAX_QUEUED_BYTES = 16 * 2**20
-"""What such requests of all connections may take together."""
+"""Bytes of queued requests over all connections."""
 MAX_HEADERS = 128
 SLICE = 64 * 2**10
-"""Bytes that are parsed before the limits are looked at again."""
+"""Bytes that are parsed between checks of the limits."""
 LINGER_S = 2.0
 LINGER_BYTES = 64 * 2**20
-"""How long, and for how much, the rest of a body is read and dropped after an early response: if
-the connection were closed at once, the client would find it reset, and the response lost."""
+"""Duration and bytes for which the rest of a body is discarded after an early response: closing the
+connection at once would reset it, and the client would lose the response."""
 LINGER_ERROR_BYTES = 2**20
-"""The same after something that is no request."""
+"""The same after an invalid request."""
 WRITE_TIMEOUT_S = 60.0
-"""How long a client may read nothing of what waits for it."""
+"""How long a client may read nothing of the write buffer."""
 ALWAYS_ANSWERED = frozenset({b"/health", b"/ready"})
 
 _HOST = re.compile(rb"[\w.~%!$&'()*+,;=:\[\]-]*", re.ASCII)
@@ -53,7 +53,7 @@ _JSON_HEAD = (
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection of a client. Subclasses set `clients`."""
+    """A client connection. Subclasses set `clients`."""
 
     clients: ClientConnections
 
@@ -65,18 +65,18 @@ class HttpProtocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._idle = False
-        """Whether the connection is kept alive, and nothing of the next request has arrived."""
+        """Whether the connection is kept alive without a new request."""
         self._in_head = False
         self._discarding = False
-        """Whether what still arrives is dropped."""
+        """Whether incoming data is discarded."""
         self._head_bytes = 0
-        """Of the head that is being received."""
+        """Bytes of the current head."""
         self._framing_bytes = 0
-        """What was received since, without bodies."""
+        """Bytes received since the head, without body content."""
         self._dropped_bytes = 0
         self._queued_bytes = 0
         self._error: ApiError | None = None
-        """What was wrong with what arrived."""
+        """The first error of the incoming data."""
 
     # -- the transport -----------------------------------------------------------------------
 
@@ -84,11 +84,11 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         now = self.loop.time()
         self._arm(self.clients.head_timeout_s, self._head_timed_out)
-        self.clients.waits(self, now, fresh=True)
-        self.clients.make_room(len(self.connections), now)
+        self.clients.mark_waiting(self, now, fresh=True)
+        self.clients.close_excess(len(self.connections), now)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.clients.forget(self)
+        self.clients.remove(self)
         self._disarm()
         self._stop_write_timer()
         self.pipeline.clear()
@@ -143,17 +143,17 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_bytes += len(url)
         limit = self.clients.max_head_bytes
         if self._head_bytes > limit:
-            message = f"The target of a request may have {limit} bytes."
+            message = f"The target of a request may have at most {limit} bytes."
             self._refuse(ApiError(414, message, code="uri_too_long"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:  # a trailer: nothing that matters may come so late (RFC 9110, 6.5.1)
+        if not self._in_head:  # trailers are ignored (RFC 9110, 6.5.1)
             return
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > self.clients.max_head_bytes:
             self._refuse(_too_large(self.clients.max_head_bytes))
         if len(self.headers) == MAX_HEADERS:
-            message = f"A request may have {MAX_HEADERS} headers."
+            message = f"A request may have at most {MAX_HEADERS} headers."
             self._refuse(ApiError(431, message, code="headers_too_large"))
         self.headers.append((name.lower(), value))
 
@@ -164,7 +164,7 @@ class HttpProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         method = self.parser.get_method()
         self._check_head(method, version)
-        if self.parser.should_upgrade():  # not for us; see `_feed`
+        if self.parser.should_upgrade():  # see `_feed`
             return
         self._describe(method, version)
         answering = self._answering
@@ -177,7 +177,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.pipeline.appendleft((cycle, self.app))
 
     def on_body(self, body: bytes) -> None:
-        # Chunks may be as small as one byte, but most of what arrives must be content.
+        # Small chunks are allowed, but most of the received bytes must be content.
         self._framing_bytes = max(0, self._framing_bytes - 2 * len(body) - 16)
         if self.cycle is not self._running:
             self._queue(len(body))
@@ -188,9 +188,9 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def _feed(self, data: bytes) -> None:
-        """Parse. What asks for another protocol is answered in this one (RFC 9110, 7.8).
+        """Parse data and ignore `Upgrade` (RFC 9110, 7.8).
 
-        The parser skips the body of such a request; it gets the head again without `Upgrade`.
+        The parser skips the body of a request with `Upgrade`, so the head is fed again without it.
         """
         while True:
             try:
@@ -204,30 +204,30 @@ class HttpProtocol(HttpToolsProtocol):
                 return
 
     def _check_head(self, method: bytes, version: str) -> None:
-        """Refuse what another server might read as another request than this one."""
+        """Reject heads that a proxy might interpret differently (request smuggling)."""
         hosts = [value for name, value in self.headers if name == b"host"]
         codings = [value for name, value in self.headers if name == b"transfer-encoding"]
         if version not in ("1.0", "1.1"):
-            message = f"HTTP/{version} is not spoken here."
+            message = f"HTTP/{version} is not supported."
             self._refuse(ApiError(505, message, code="unsupported_http_version"))
         if method == b"CONNECT":
             self._refuse(ApiError(405, "CONNECT is not allowed.", code="method_not_allowed"))
         if len(hosts) > 1 or not (hosts or version == "1.0"):
-            self._refuse(_bad_request("A request needs one Host header."))
+            self._refuse(_bad_request("A request must have exactly one Host header."))
         if hosts and not _HOST.fullmatch(hosts[0]):
-            self._refuse(_bad_request("The Host header names no host."))
+            self._refuse(_bad_request("The Host header is not a valid host."))
         if codings and version == "1.0":
-            self._refuse(_bad_request("HTTP/1.0 has no Transfer-Encoding."))
+            self._refuse(_bad_request("Transfer-Encoding is not allowed in HTTP/1.0."))
         if codings and [value.lower() for value in codings] != [b"chunked"]:
-            message = "The only Transfer-Encoding accepted is chunked."
+            message = "The only supported Transfer-Encoding is chunked."
             self._refuse(ApiError(501, message, code="unsupported_transfer_encoding"))
 
     def _describe(self, method: bytes, version: str) -> None:
-        """Fill in the scope."""
+        """Fill the ASGI scope."""
         try:
             target = httptools.parse_url(self.url)
         except httptools.HttpParserInvalidURLError:
-            self._refuse(_bad_request("The target of the request is not a URL."))
+            self._refuse(_bad_request("The request target is not a valid URL."))
         path = target.path or b"/"
         self.scope["method"] = method.decode("ascii")
         self.scope["http_version"] = version
@@ -241,20 +241,20 @@ class HttpProtocol(HttpToolsProtocol):
 
     @property
     def _answering(self) -> Cycle | None:
-        """The request that is being answered."""
+        """The request whose response is incomplete, or None."""
         running = self._running
         return None if running is None or running.response_complete else running
 
     def _start(self, cycle: Cycle) -> None:
         self._disarm()
-        self.clients.forget(self)
+        self.clients.remove(self)
         self._running = cycle
         self.clients.requests.start(partial(self._sender, cycle), partial(self._run, cycle))
 
     def _sender(self, cycle: Cycle) -> tuple[str | None, str | None]:
-        """Who sends a request: an address, which may be that of a proxy, and the tenant.
+        """Return the sender of a request: its address, perhaps of a proxy, and its tenant.
 
-        Keys that are not valid do not count, or each would have a turn of its own.
+        Invalid keys do not count, or each would be scheduled as a separate sender.
         """
         keys = (value for name, value in cycle.scope["headers"] if name == b"authorization")
         key = next(keys, None)
@@ -269,8 +269,8 @@ class HttpProtocol(HttpToolsProtocol):
             len(self.tasks) >= self.clients.max_connections
             and cycle.scope["raw_path"] not in ALWAYS_ANSWERED
         ):
-            self.clients.refused("requests")
-            message = "The gateway has as many requests as it can take."
+            self.clients.count_refused("requests")
+            message = "The gateway has reached its limit of concurrent requests."
             error = ApiError(503, message, code="too_many_connections", retry_after=2)
             app = error.response()
             cycle.keep_alive = False
@@ -292,7 +292,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._answer(self._error)
         else:
             self.flow.resume_reading()
-            self.clients.waits(self, self.loop.time(), fresh=False)
+            self.clients.mark_waiting(self, self.loop.time(), fresh=False)
             self._idle = not self._in_head
             if self._idle:
                 self._arm(self.timeout_keep_alive, self._close)
@@ -300,13 +300,13 @@ class HttpProtocol(HttpToolsProtocol):
                 self._arm(self.clients.head_timeout_s, self._head_timed_out)
 
     def _request_ended(self) -> None:
-        """The application has returned."""
+        """Handle the return of the application."""
         if self.transport.is_closing() and self in self.connections:
-            self.clients.waits(self, self.loop.time(), fresh=False)
+            self.clients.mark_waiting(self, self.loop.time(), fresh=False)
             self._close()
 
     def _queue(self, nbytes: int) -> None:
-        """Count what belongs to a request that waits for those before it."""
+        """Count bytes of a pipelined request that is queued."""
         self._queued_bytes += nbytes
         self.clients.queued_bytes += nbytes
         if self.clients.queued_bytes > MAX_QUEUED_BYTES:
@@ -316,16 +316,16 @@ class HttpProtocol(HttpToolsProtocol):
         self.clients.queued_bytes -= self._queued_bytes
         self._queued_bytes = 0
 
-    # -- errors and the end ------------------------------------------------------------------
+    # -- errors and closing ------------------------------------------------------------------
 
     def _refuse(self, error: ApiError) -> NoReturn:
-        """Stop the parser."""
+        """Stop the parser with an error."""
         self._error = error
         raise error
 
     def _fail(self, error: ApiError) -> None:
-        """What arrives makes no sense any more. The requests before it are answered first."""
-        self.clients.refused(error.code or "")
+        """Handle an error of the incoming data; requests before it are answered first."""
+        self.clients.count_refused(error.code or "")
         self._discarding, self._error = True, error
         running = self._answering
         if running is None:
@@ -349,16 +349,16 @@ class HttpProtocol(HttpToolsProtocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Close the connection for us; the client may still read, and finish what it sends."""
+        """Close the write side and discard input until the client closes (lingering close)."""
         self._discarding = True
         if self._running is not None:
             self._running.body.clear()
         if self.transport.is_closing():
             return
-        with suppress(OSError):  # the client is gone
+        with suppress(OSError):  # the client has disconnected
             self.transport.write_eof()
         self.flow.resume_reading()
-        self.clients.waits(self, self.loop.time(), fresh=True)
+        self.clients.mark_waiting(self, self.loop.time(), fresh=True)
         self._arm(LINGER_S, self._close)
 
     def _drop(self, nbytes: int) -> None:
@@ -368,7 +368,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self.flow.pause_reading()
         elif self._dropped_bytes > (LINGER_ERROR_BYTES if self._error else LINGER_BYTES):
             self._close()
-        else:  # the event loop would read up to 8 MB before it turned to others
+        else:  # the event loop would read up to 8 MB in one iteration
             self.flow.pause_reading()
             self.loop.call_soon(self._resume_dropping)
 
@@ -378,7 +378,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _head_timed_out(self) -> None:
         if self._in_head:
-            message = f"The head of the request took more than {self.clients.head_timeout_s:g} s."
+            message = f"The request head took more than {self.clients.head_timeout_s:g} s."
             self._fail(ApiError(408, message, code="header_timeout"))
         else:
             self._close()
@@ -389,13 +389,13 @@ class HttpProtocol(HttpToolsProtocol):
         self._watch_writing()
 
     def abort(self) -> None:
-        """Close at once, whatever is left to be sent."""
+        """Close at once and drop the write buffer."""
         self._disarm()
         self.connections.discard(self)
         self.transport.abort()
 
     def _watch_writing(self) -> None:
-        """Abort the connection unless something of the write buffer is sent now and then."""
+        """Abort the connection if the write buffer makes no progress."""
         self._stop_write_timer()
         left = self.transport.get_write_buffer_size()
         if left:
@@ -405,7 +405,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.get_write_buffer_size() < before:
             self._watch_writing()
         else:
-            self.clients.refused("write_timeout")
+            self.clients.count_refused("write_timeout")
             self.abort()
 
     def _stop_write_timer(self) -> None:
@@ -428,5 +428,7 @@ def _bad_request(message: str) -> ApiError:
 
 
 def _too_large(limit: int) -> ApiError:
-    message = f"The head of a request, and the framing of its body, may have {limit} bytes each."
+    message = (
+        f"The head of a request and the framing of its body may have at most {limit} bytes each."
+    )
     return ApiError(431, message, code="headers_too_large")

@@ -1,1 +1,1 @@
-"""Media on their way to an engine: received, stored once, probed, and lent out."""
+"""Media of requests: receiving, deduplicated storage, probing, and URLs for engines."""

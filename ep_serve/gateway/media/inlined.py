@@ -1,4 +1,4 @@
-"""Base64 inside a JSON body, decoded piece by piece."""
+"""Incremental decoding of base64 media in a JSON body."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from ep_serve.gateway.media.store.upload import Upload
 
 MIN_MEDIA_BYTES = 16 * 2**10
-"""Strings of a JSON body that are shorter stay in its text."""
+"""Shorter strings of a JSON body stay in its text."""
 _BLOCK = 64 * 2**10
-"""Characters that are decoded at once."""
+"""Characters that are decoded together."""
 _MAX_START = 256
 _ESCAPES = (
     (b"\\/", b"/"),
@@ -22,26 +22,26 @@ _ESCAPES = (
     (b"\\u003d", b"="),
     (b"\\u003D", b"="),
 )
-"""How serializers write the characters of base64 that they escape."""
+"""JSON escapes of base64 characters that serializers use."""
 
 
 class InlinedMedium:
-    """A JSON string of base64, or a data URL with it. `feed` the rest of it, then `close`.
+    """A base64 JSON string or data URL: `feed` it in chunks, then `close`.
 
     Args:
-        text: how it begins, at least 256 bytes if it has as many. It may hold escapes of JSON, none
-            of them cut, as may what follows.
+        text: the start of the string, at least 256 bytes if it has as many. Start and chunks may
+            contain complete JSON escapes.
     """
 
     def __init__(self, text: bytes) -> None:
         self.start = b""
-        """What a data URL has before its content."""
+        """The part of a data URL before its content."""
         self.pieces: list[bytes] = []
-        """The content that is in memory."""
+        """Decoded content in memory."""
         self.upload: Upload | None = None
-        """Where the content before it is."""
+        """The upload with the content before `pieces`."""
         self.valid = True
-        """Whether the content is base64; it is dropped otherwise."""
+        """Whether the content is valid base64; otherwise it is dropped."""
         self._ended = False
         text = _unescaped(text)
         start = text[:_MAX_START]
@@ -66,7 +66,7 @@ class InlinedMedium:
         try:
             piece = binascii.a2b_base64(self._text[:end], strict_mode=True)
             if piece and self._ended:
-                raise ValueError("base64 goes on after its padding")
+                raise ValueError("data after the base64 padding")
         except ValueError:
             self.valid = False
             self.pieces.clear()
@@ -82,4 +82,4 @@ def _unescaped(text: bytes) -> bytes:
     if b"\\" in text:
         for escape, character in _ESCAPES:
             text = text.replace(escape, character)
-    return text  # another escape is not base64, and refused as such
+    return text  # other escapes are rejected as invalid base64

@@ -1,7 +1,7 @@
-"""The content parts of messages: which ones there are, and where their media come from.
+"""Parse and validate the content parts of messages.
 
-Only known parts go on. An engine knows more of them (embeddings, ids of cached media), and those
-are not for clients.
+Only known part types are forwarded. Engines support more (embeddings, ids of cached media), which
+are not open to clients.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ KNOWN = (*sorted(_TEXT_PARTS), *sorted(_URL_PARTS), "input_audio", "file")
 
 @dataclass(frozen=True, slots=True)
 class Inline:
-    """Bytes in the body."""
+    """Content in the request body."""
 
     medium: InlinedMedium
 
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """An address to fetch from; not checked yet."""
+    """A URL to fetch, not yet validated."""
 
     url: str
 
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """A file of the tenant."""
+    """An uploaded file of the tenant."""
 
     file_id: str
 
@@ -51,9 +51,9 @@ Source = Inline | Remote | Uploaded
 
 @dataclass(frozen=True, slots=True)
 class MediaPart:
-    """A content part with a medium; `part` is the object in the body, to be rewritten in place.
+    """A content part with a medium; `part` is the JSON object, which is rewritten in place.
 
-    `modality` is None for a file that decides it itself.
+    `modality` is None if it depends on the content of a file.
     """
 
     part: dict[str, Any]
@@ -62,7 +62,7 @@ class MediaPart:
     where: str
 
     def rewrite(self, modality: Modality, url: str, cache_id: str) -> None:
-        """Let the part name a URL that the engine can fetch."""
+        """Replace the content by a URL that the engine can fetch."""
         kind = f"{modality}_url"
         old = self.part.get(kind)
         detail = old.get("detail") if isinstance(old, dict) else None
@@ -74,15 +74,15 @@ class MediaPart:
 def media_parts(
     messages: list[Any], max_parts: int, inlined: dict[str, InlinedMedium]
 ) -> Iterator[MediaPart]:
-    """Check all content parts of checked messages and give those with media.
+    """Validate all content parts and yield those with media.
 
     Args:
-        messages: checked messages.
-        max_parts: how many parts they may have together.
-        inlined: long strings, by the text that stands for them; those of media are taken out.
+        messages: validated messages.
+        max_parts: limit of their total number of parts.
+        inlined: long strings by their placeholder; those of media are removed.
 
     Raises:
-        ApiError: 400, with the place of what is wrong.
+        ApiError: 400 with the path of the invalid part.
     """
     count = 0
     for number, message in enumerate(messages):
@@ -113,14 +113,14 @@ def _media_part(part: Any, where: str, inlined: dict[str, InlinedMedium]) -> Med
     if not isinstance(value, dict) or content_fields(part) != [kind]:
         raise invalid(f"{where} must have an object {kind!r} and no other content.", where)
     if "uuid" in part:
-        raise invalid(f"{where}.uuid is set by the gateway.", f"{where}.uuid")
+        raise invalid(f"{where}.uuid must not be set by clients.", f"{where}.uuid")
     if kind == "file":
         return MediaPart(part, None, _file(value, f"{where}.file", inlined), where)
     if kind == "input_audio":
         data = _string(value, "data", f"{where}.input_audio")
         medium = inlined.pop(data, None) or _short(data)
         if medium.start:
-            raise invalid(f"{where}.input_audio.data is base64, not a URL.", where)
+            raise invalid(f"{where}.input_audio.data must be base64, not a URL.", where)
         return MediaPart(part, "audio", _inline(medium, where), where)
     source = _url_or_file(value, f"{where}.{kind}", inlined)
     return MediaPart(part, _URL_PARTS[kind], source, where)

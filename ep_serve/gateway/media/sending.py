@@ -1,4 +1,4 @@
-"""Sending stored media, to clients and to engines."""
+"""File responses with a minimum transfer rate, for clients and engines."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SLOWEST = 16 * 1024
-"""Bytes a second; a reader that takes longer than its bytes take at this rate pauses."""
+MIN_BYTES_PER_S = 16 * 1024
+"""Slower reading counts as a pause."""
 
 
 class _SlowReaderError(Exception):
-    """A reader paused for too long."""
+    """A reader exceeded the pause limit."""
 
 
 class MediaResponse(FileResponse):
-    """A medium as bytes that nobody interprets.
+    """A media file as `application/octet-stream`.
 
     Args:
         path: the file.
-        pause_s: how long the reader may pause, all together; then its connection is cut.
-        headers: more headers.
+        pause_s: limit of the total pause of the reader, after which the connection is aborted.
+        headers: additional headers.
     """
 
     def __init__(self, path: Path, pause_s: float, headers: Mapping[str, str] | None = None):
@@ -51,14 +51,14 @@ class MediaResponse(FileResponse):
                     await send(message)
             except TimeoutError:
                 raise _SlowReaderError from None
-            in_time = len(message.get("body", b"")) / SLOWEST
+            in_time = len(message.get("body", b"")) / MIN_BYTES_PER_S
             left = min(self._pause_s, left + in_time - (loop.time() - since))
 
         try:
             await super().__call__(scope, receive, timed)
         except _SlowReaderError:
-            logger.info("a download ended: its reader is too slow")
+            logger.info("download aborted: the reader is too slow")
             writer: Any = scope.get("extensions", {}).get(BodyWriter.EXTENSION)
             if writer is not None:
                 writer.abort()
-                await asyncio.sleep(0)  # until the server has taken note
+                await asyncio.sleep(0)  # until the server has processed the abort

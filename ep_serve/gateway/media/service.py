@@ -1,4 +1,4 @@
-"""The media of one request: received, stored, probed, and lent to the engine."""
+"""Receive, store and probe the media of requests and publish them to engines."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ep_serve.contract.media_formats import CONTAINERS
 from ep_serve.gateway.errors import ApiError, too_many_media
 from ep_serve.gateway.media.fetch.fetcher import Fetcher, too_large
 from ep_serve.gateway.media.inlined import InlinedMedium
-from ep_serve.gateway.media.lending import Lender
+from ep_serve.gateway.media.media_server import MediaServer
 from ep_serve.gateway.media.parts import Inline, MediaPart, Modality, Remote, Uploaded
-from ep_serve.gateway.media.probe.processes import Prober
+from ep_serve.gateway.media.probe.processes import MediaProber
 from ep_serve.gateway.media.store.index import Blob, File
 from ep_serve.gateway.media.store.local import Store
 from ep_serve.gateway.slots import FairSlots
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
     from ep_serve.gateway.tracing import Tracing
 
 WORK_PER_SECOND = 0.1
-"""Cost of a second of video or sound, where a short text costs 1."""
+"""Routing cost of a second of video or audio; a short text costs 1."""
 
 
 @dataclass(slots=True)
-class Lent:
-    """The media of a request that an engine may fetch."""
+class MediaLease:
+    """The published media of a request."""
 
     affinity: str = ""
     work: float = 0.0
     digests: dict[str, str] = field(default_factory=dict)
-    """Those of the media, by their URLs."""
+    """SHA-256 digests of the media by their URLs."""
 
 
 class MediaService:
-    """Everything that happens to media."""
+    """Stores, fetches, probes and publishes media."""
 
     def __init__(
         self, settings: GatewaySettings, limits: KeyLimits, metrics: Metrics, tracing: Tracing
@@ -55,8 +55,8 @@ class MediaService:
         self._fetching = FairSlots(settings.media.concurrency)
         self.store = _store(settings.store, metrics)
         self.fetcher = Fetcher(settings.media)
-        self.prober = Prober(settings.media.probe, metrics)
-        self.lender = Lender(settings.request.body_timeout_s)
+        self.prober = MediaProber(settings.media.probe, metrics)
+        self.server = MediaServer(settings.request.body_timeout_s)
 
     async def open(self) -> None:
         await self.store.open()
@@ -68,94 +68,96 @@ class MediaService:
         await self.store.close()
 
     @asynccontextmanager
-    async def lent(self, parts: Sequence[MediaPart], key: Key, share: str) -> AsyncIterator[Lent]:
-        """Rewrite the parts of a request to URLs that work inside the block.
+    async def lease(
+        self, parts: Sequence[MediaPart], key: Key, tenant: str
+    ) -> AsyncIterator[MediaLease]:
+        """Rewrite the parts of a request to URLs that are valid inside the block.
 
         Args:
-            parts: what is rewritten.
-            key: whose files may be named, and whose limits count.
-            share: whose share of room and slots the request takes.
+            parts: content parts, rewritten in place.
+            key: key of the request.
+            tenant: tenant whose quotas the request uses.
 
         Raises:
-            ApiError: a medium is refused, with the limit named.
+            ApiError: a medium is rejected.
         """
         if len(parts) > self._settings.max_per_request:
             raise too_many_media(self._settings.max_per_request, len(parts))
-        lent = Lent()
+        lease = MediaLease()
         total = 0
         async with AsyncExitStack() as stack:
             for part in parts:
-                blob, facts = await self._medium(part, key, share, stack)
+                blob, facts = await self._medium(part, key, tenant, stack)
                 total += blob.nbytes
                 if total > self._settings.max_request_bytes:
                     raise too_large(self._settings.max_request_bytes)
-                modality = part.modality or _natural(facts)
-                _check(modality, facts, part.where)
-                url = stack.enter_context(self.lender.lent(self.store.path(blob.digest)))
+                modality = part.modality or _infer_modality(facts)
+                _check_modality(modality, facts, part.where)
+                url = stack.enter_context(self.server.publish(self.store.path(blob.digest)))
                 name = cache_id(key.owner, modality, blob.digest)
                 part.rewrite(modality, url, name)
-                lent.digests[url] = blob.digest
-                lent.affinity = lent.affinity or name
-                lent.work += WORK_PER_SECOND * max(1.0, float(facts["duration_s"]))
-            yield lent
+                lease.digests[url] = blob.digest
+                lease.affinity = lease.affinity or name
+                lease.work += WORK_PER_SECOND * max(1.0, float(facts["duration_s"]))
+            yield lease
 
     async def add_file(self, upload: Upload, key: Key, name: str, purpose: str) -> File:
-        """Keep a complete upload as a file, if it is a medium that is served."""
+        """Store a complete upload as a file, if it is a supported medium."""
         blob, _ = await self._accepted(upload)
         return await self.store.add_file(key.owner, blob, name, purpose)
 
     async def receive(self, upload: Upload, data: bytes, key: Key, source: str) -> None:
-        """Add bytes to an upload, inside all limits."""
+        """Append bytes to an upload and count them against all limits."""
         if upload.nbytes + len(data) > self._settings.max_bytes:
             raise too_large(self._settings.max_bytes)
-        await self._limits.media(key, len(data))
+        await self._limits.count_media(key, len(data))
         await upload.write(data)
         self._metrics.media_bytes.labels(source).inc(len(data))
 
-    async def keep(
-        self, medium: InlinedMedium, key: Key, share: str, stack: AsyncExitStack
+    async def spool(
+        self, medium: InlinedMedium, key: Key, tenant: str, stack: AsyncExitStack
     ) -> Upload:
-        """Move what is decoded of a medium from memory into an upload that ends with `stack`."""
+        """Move decoded content from memory to an upload that ends with `stack`."""
         upload = medium.upload
         if upload is None:
-            upload = medium.upload = await stack.enter_async_context(self.store.receive(share))
+            upload = medium.upload = await stack.enter_async_context(self.store.receive(tenant))
         pieces, medium.pieces = medium.pieces, []
         for piece in pieces:
             await self.receive(upload, piece, key, "inline")
         return upload
 
     async def _medium(
-        self, part: MediaPart, key: Key, share: str, stack: AsyncExitStack
+        self, part: MediaPart, key: Key, tenant: str, stack: AsyncExitStack
     ) -> tuple[Blob, dict[str, Any]]:
-        """A part's medium, which stays until the end of `stack`, and the facts about it."""
+        """Return the medium of a part, pinned until the end of `stack`, and its properties."""
         source = part.source
         if isinstance(source, Uploaded):
             file = await self.store.file(key.owner, source.file_id)
-            await stack.enter_async_context(self.store.pinned(file.digest, share))
+            await stack.enter_async_context(self.store.pinned(file.digest, tenant))
             blob = Blob(file.digest, file.nbytes)
-            return blob, await self._facts(blob, share)
+            return blob, await self._facts(blob, tenant)
         if isinstance(source, Inline):
-            return await self._accepted(await self.keep(source.medium, key, share, stack))
-        upload = await stack.enter_async_context(self.store.receive(share))
-        async with self._fetching.slot(share):
+            return await self._accepted(await self.spool(source.medium, key, tenant, stack))
+        upload = await stack.enter_async_context(self.store.receive(tenant))
+        async with self._fetching.slot(tenant):
             await self._fetch(source, upload, key)
         return await self._accepted(upload)
 
     async def _accepted(self, upload: Upload) -> tuple[Blob, dict[str, Any]]:
-        """A complete upload and the facts about it; if it is refused, nothing of it stays."""
+        """Commit and probe an upload; it is removed if it is rejected."""
         upload.refused = True
         blob = await upload.commit()
         facts = await self._facts(blob, upload.tenant)
         upload.refused = False
         return blob, facts
 
-    async def _facts(self, blob: Blob, share: str) -> dict[str, Any]:
-        """The facts about a medium that is in use, remembered or found."""
+    async def _facts(self, blob: Blob, tenant: str) -> dict[str, Any]:
+        """Return the stored properties of a pinned medium, or probe it."""
         facts = await self.store.facts(blob.digest)
         if facts is None:
             async with self._tracing.span("probe", bytes=blob.nbytes):
-                facts = await self.prober.probe(self.store.path(blob.digest), share)
-            await self.store.remember_facts(blob.digest, facts)
+                facts = await self.prober.probe(self.store.path(blob.digest), tenant)
+            await self.store.save_facts(blob.digest, facts)
         return facts
 
     async def _fetch(self, source: Remote, upload: Upload, key: Key) -> None:
@@ -171,26 +173,26 @@ class MediaService:
 def _store(settings: StoreSettings, metrics: Metrics) -> Store:
     if settings.s3 is None:
         return Store(settings, metrics)
-    from ep_serve.gateway.media.store.shared import SharedStore  # its library takes time to load
+    from ep_serve.gateway.media.store.shared import SharedStore  # slow import
 
     return SharedStore(settings, settings.s3, metrics)
 
 
 def cache_id(tenant: str, modality: Modality, digest: str) -> str:
-    """The name under which engines remember a medium, one for each tenant.
+    """Return the id of a medium in the caches of engines, different for each tenant.
 
-    It is not secret: clients cannot choose the ids that engines are told.
+    It need not be secret: clients cannot choose the ids that are sent to engines.
     """
     return hashlib.sha256(f"ep-serve|{tenant}|{modality}|{digest}".encode()).hexdigest()
 
 
-def _natural(facts: dict[str, Any]) -> Modality:
+def _infer_modality(facts: dict[str, Any]) -> Modality:
     if facts["picture"]:
         return "image"
     return "video" if facts["video"] else "audio"
 
 
-def _check(modality: Modality, facts: dict[str, Any], where: str) -> None:
+def _check_modality(modality: Modality, facts: dict[str, Any], where: str) -> None:
     still = facts["container"] not in CONTAINERS
     fits = {
         "image": facts["picture"],

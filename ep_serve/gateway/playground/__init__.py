@@ -1,1 +1,1 @@
-"""`/playground`: a page to try models by hand, and to see what was kept of a clip."""
+"""The web page `/playground`, to try models and inspect the kept tokens of a clip."""

@@ -1,8 +1,7 @@
-"""The files of the page, with headers that let it do no more than it needs.
+"""Serve the static files of the playground with a strict security policy.
 
-The page is a client like any other: it speaks to `/v1` with the key that its user types, so the
-files themselves are the same for everybody and hold nothing of anybody. All links in it are
-relative, so that it works below whatever prefix a proxy gives it.
+The page is an ordinary API client that uses the key its user enters, so its files are public. All
+links are relative, so that it works below any path prefix of a proxy.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _POLICY = {
     "script-src": "'self'",
     "style-src": "'self'",
     "connect-src": "'self'",
-    "img-src": "'self' blob:",  # blob: is what the user chose or recorded
+    "img-src": "'self' blob:",  # blob: URLs are files that the user selected or recorded
     "media-src": "blob:",
     "base-uri": "'none'",
     "form-action": "'none'",
@@ -46,23 +45,23 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    # Asked for anew every time, so that a page never runs with the scripts of another version.
+    # Revalidated every time, so that a page never runs with scripts of another version.
     "cache-control": "no-cache",
 }
 
 
 def create_router() -> APIRouter:
-    """A route for each file; what is not a file of the page is not there."""
+    """Create a route for each file of the page."""
     router = APIRouter(include_in_schema=False)
     for file in resources.files(__package__).joinpath("page").iterdir():
         path = PATH if file.name == _INDEX else f"{PATH}/{file.name}"
         kind = _TYPES[file.name.rpartition(".")[2]]
-        router.add_api_route(path, _giving(file.read_bytes(), kind), methods=["GET"])
+        router.add_api_route(path, _static_file(file.read_bytes(), kind), methods=["GET"])
     router.add_api_route(f"{PATH}/", _without_slash, methods=["GET"])
     return router
 
 
-def _giving(body: bytes, kind: str) -> Callable[[Request], Awaitable[Response]]:
+def _static_file(body: bytes, kind: str) -> Callable[[Request], Awaitable[Response]]:
     tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     headers = {**HEADERS, "content-type": kind, "etag": tag}
 

@@ -11,58 +11,58 @@ if TYPE_CHECKING:
 
 
 class Outcome(enum.Enum):
-    """What a request says about its engine."""
+    """The result of a request, as far as it tells something about the engine."""
 
-    ANSWERED = enum.auto()
+    SUCCEEDED = enum.auto()
     FAILED = enum.auto()
-    """It failed, which the request itself may have caused."""
-    SILENT = enum.auto()
-    """The engine could not be reached, or answered nobody for as long as requests may take."""
+    """The request failed, perhaps because of its own content."""
+    UNRESPONSIVE = enum.auto()
+    """The connection was refused, or the engine sent nothing to any client within the timeout."""
 
 
 class Circuit:
-    """Opens when an engine is silent several times in a row, or fails a trial request.
+    """Opens after several unresponsive requests in a row, or after a failed trial request.
 
-    A trial request is the gateway's own. What clients send can make an engine fail, so their
-    failures do not open the circuit, they only cause a trial. An answer closes it; a health check
-    does not, because a server may answer it while the engine behind it hangs.
+    A trial request is sent by the gateway itself. The content of client requests can make an engine
+    fail, so their failures only trigger a trial. A successful request closes the circuit; a health
+    check does not, because a server may answer it while the engine behind it hangs.
     """
 
     def __init__(self, settings: RoutingSettings) -> None:
-        self.open = False
+        self.is_open = False
         self._settings = settings
         self._failures = 0
-        self._silences = 0
+        self._timeouts = 0
         self._next_trial = 0.0
 
     @property
     def needs_trial(self) -> bool:
         """Whether a trial request is due."""
-        suspect = self.open or self._failures >= self._settings.breaker_failures
+        suspect = self.is_open or self._failures >= self._settings.breaker_failures
         return suspect and time.monotonic() >= self._next_trial
 
-    def count(self, outcome: Outcome) -> None:
-        """Count a request."""
-        if outcome is Outcome.ANSWERED:
+    def record(self, outcome: Outcome) -> None:
+        """Record the outcome of a request."""
+        if outcome is Outcome.SUCCEEDED:
             self._close()
         elif outcome is Outcome.FAILED:
             self._failures += 1
         else:
-            self._silences += 1
-            self.open = self.open or self._silences >= self._settings.breaker_failures
+            self._timeouts += 1
+            self.is_open = self.is_open or self._timeouts >= self._settings.breaker_failures
 
-    def tried(self, works: bool | None) -> None:
-        """Note the end of a trial; None if it was not conclusive."""
+    def record_trial(self, works: bool | None) -> None:
+        """Record the result of a trial request; None if it was inconclusive."""
         self._next_trial = time.monotonic() + self._settings.breaker_reset_s
         if works:
             self._close()
         elif works is not None:
-            self.open = True
+            self.is_open = True
 
-    def hurry(self) -> None:
-        """Let the next trial begin at once."""
+    def allow_trial(self) -> None:
+        """Make the next trial due at once."""
         self._next_trial = 0.0
 
     def _close(self) -> None:
-        self.open = False
-        self._failures = self._silences = 0
+        self.is_open = False
+        self._failures = self._timeouts = 0

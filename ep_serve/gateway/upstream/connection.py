@@ -1,9 +1,8 @@
-"""HTTP/1.1 connections to an engine, made for streams of small pieces.
+"""HTTP/1.1 client connections to an engine, optimized for streams of small chunks.
 
-HTTP libraries hand a body over by waking a task for each piece. With hundreds of streams that is
-most of what the gateway computes, so the pieces of a stream go from the parser (llhttp, the one
-that reads the clients' requests too) to a function instead. Nothing else of HTTP is written here:
-no redirects, no compression, no upgrades, one request at a time on a connection.
+HTTP libraries wake a task for each chunk of a body. With hundreds of streams that is most of the
+gateway's CPU time, so this client calls a function from the parser (llhttp, which also parses the
+clients' requests). It has no redirects, compression, upgrades or pipelining.
 """
 
 from __future__ import annotations
@@ -28,24 +27,24 @@ MAX_HEAD = 64 * 2**10
 SMALL = 64 * 2**10
 """Bodies up to this are copied behind their head: one write costs less than two."""
 HIGH_WATER = 2**20
-"""Bytes that wait to be read before the engine has to wait."""
+"""Buffered bytes from which on reading from the engine is paused."""
 
 _LOCAL_ERRORS = frozenset(
     {errno.EADDRNOTAVAIL, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 )
 
 Sink = Callable[[bytes, bool], None]
-"""Takes a piece of a body, and whether it is the last one."""
+"""Called with a chunk of a body, and whether it is the last one."""
 
 
 class BrokenAnswerError(Exception):
-    """An engine broke off, or does not speak HTTP."""
+    """An engine closed the connection early or violated HTTP."""
 
 
 class Connection(asyncio.Protocol):
-    """One connection. `ask`, then `head`, then `read` or `deliver`."""
+    """One connection: `send_request`, then `read_head`, then `read` or `deliver`."""
 
-    def __init__(self, owner: Connections) -> None:
+    def __init__(self, owner: ConnectionPool) -> None:
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -70,7 +69,7 @@ class Connection(asyncio.Protocol):
         intact = not (self._closed or self._aborted)
         return self._complete and self._keep_alive and intact
 
-    def ask(self, head: bytes, body: bytes) -> None:
+    def send_request(self, head: bytes, body: bytes) -> None:
         """Send a request."""
         assert self._transport is not None
         self._reset()
@@ -79,41 +78,41 @@ class Connection(asyncio.Protocol):
         else:
             self._transport.writelines((head, body))
 
-    async def head(self) -> None:
-        """Wait for `status` and `headers`.
+    async def read_head(self) -> None:
+        """Read `status` and `headers`.
 
         Raises:
-            BrokenAnswerError: they never came.
+            BrokenAnswerError: the connection ended before them.
         """
         while not self._has_head:
-            await self._change()
+            await self._wait_for_change()
 
     async def read(self) -> bytes:
-        """More of the body; nothing at its end.
+        """Return the next bytes of the body, empty at its end.
 
         Raises:
-            BrokenAnswerError: the engine broke off.
+            BrokenAnswerError: the connection ended before the body.
         """
         while not self._pieces and not self._complete:
-            await self._change()
+            await self._wait_for_change()
         self.resume()
-        return self._taken()
+        return self._take_pieces()
 
     async def deliver(self, sink: Sink) -> None:
-        """Give what is left of the body to a function, each piece as it arrives.
+        """Call `sink` with each remaining chunk of the body as it arrives.
 
         Raises:
-            BrokenAnswerError: the engine broke off.
+            BrokenAnswerError: the connection ended before the body.
             Exception: what `sink` raised.
         """
         self._sink = sink
         self.resume()
-        self._hand_over()
+        self._deliver_pieces()
         while not self._complete or self._error is not None:
-            await self._change()
+            await self._wait_for_change()
 
     def pause(self) -> None:
-        """Let the engine wait."""
+        """Stop reading from the engine."""
         if self._transport is not None and not (self._closed or self._paused):
             self._paused = True
             self._transport.pause_reading()
@@ -124,12 +123,12 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def abort(self) -> None:
-        """Hang up; the engine stops working on the request."""
+        """Close the connection, which makes the engine cancel the request."""
         self._aborted = True
         if self._transport is not None:
             self._transport.abort()
 
-    async def _change(self) -> None:
+    async def _wait_for_change(self) -> None:
         if self._error is not None:
             raise self._error
         if self._closed:
@@ -146,14 +145,14 @@ class Connection(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _taken(self) -> bytes:
+    def _take_pieces(self) -> bytes:
         pieces, self._pieces, self._waiting_bytes = self._pieces, [], 0
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _hand_over(self) -> None:
+    def _deliver_pieces(self) -> None:
         if self._sink is not None and (self._pieces or self._complete):
             try:
-                self._sink(self._taken(), self._complete)
+                self._sink(self._take_pieces(), self._complete)
             except Exception as error:
                 self._fail(error)
 
@@ -163,7 +162,7 @@ class Connection(asyncio.Protocol):
         self.abort()
         self._wake()
 
-    # -- what the transport calls --------------------------------------------------------------
+    # -- asyncio.Protocol ----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are not subclasses
@@ -178,9 +177,9 @@ class Connection(asyncio.Protocol):
             if not self._complete:
                 self._fail(BrokenAnswerError(str(error)))
         if not self._has_head and self._head_bytes > MAX_HEAD:
-            self._fail(BrokenAnswerError("a head without end"))
+            self._fail(BrokenAnswerError(f"the response head exceeds {MAX_HEAD} bytes"))
         if self._sink is not None:
-            self._hand_over()
+            self._deliver_pieces()
         elif self._waiting_bytes > HIGH_WATER:
             self.pause()
         if self._sink is None or self._complete:
@@ -188,18 +187,18 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed = True
-        # Without a length the end of the connection is the end of the body.
-        ends_so = not self.headers.keys() & {b"content-length", b"transfer-encoding"}
+        # A body without a length ends with the connection.
+        is_close_delimited = not self.headers.keys() & {b"content-length", b"transfer-encoding"}
         intact = exc is None and not self._aborted
-        if self._has_head and ends_so and intact and not self._complete:
+        if self._has_head and is_close_delimited and intact and not self._complete:
             self._complete = True
-            self._hand_over()
+            self._deliver_pieces()
         self._wake()
 
-    # -- what the parser calls -----------------------------------------------------------------
+    # -- callbacks of the parser ---------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        if self._complete:  # an answer that nobody asked for
+        if self._complete:  # an unsolicited response
             self._keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -216,7 +215,7 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         if not self._complete:
             if self.status == 200:
-                self._owner.heard_at = self._loop.time()
+                self._owner.last_received_at = self._loop.time()
             self._pieces.append(body)
             self._waiting_bytes += len(body)
 
@@ -226,25 +225,25 @@ class Connection(asyncio.Protocol):
             self._complete = True
 
 
-class Connections:
-    """The connections to one address, kept for the next request.
+class ConnectionPool:
+    """A pool of keep-alive connections to one address.
 
-    `heard_at` is when a piece of an answer came last, in the time of the event loop. Refusals do
-    not count, nor do heads: servers send both without the engine behind them.
+    `last_received_at` is the event loop's time of the last chunk of a successful response. Errors
+    and heads do not count: API servers send both while the engine behind them hangs.
     """
 
     def __init__(self, url: URL, server_hostname: str | None, connect_timeout_s: float) -> None:
         self._host = url.host or ""
         self._port = url.port or 0
         self._timeout_s = connect_timeout_s
-        self.heard_at = float("-inf")
+        self.last_received_at = float("-inf")
         self._tls: dict[str, Any] = {}
         if server_hostname is not None:
             self._tls = {"ssl": ssl.create_default_context(), "server_hostname": server_hostname}
         self._idle: deque[tuple[float, Connection]] = deque()
 
-    async def take(self) -> Connection:
-        """A connection, kept or new.
+    async def acquire(self) -> Connection:
+        """Return an idle connection or open a new one.
 
         Raises:
             OSError: the engine cannot be reached.
@@ -264,32 +263,32 @@ class Connections:
             raise ConnectionError("the engine does not accept connections") from None
         return made
 
-    def give_back(self, connection: Connection) -> None:
-        """Keep a connection, or hang up if its answer is not complete."""
+    def release(self, connection: Connection) -> None:
+        """Return a connection to the pool, or close it if its response is incomplete."""
         if connection.reusable:
             self._idle.append((asyncio.get_running_loop().time(), connection))
         else:
             connection.abort()
 
     def close_idle(self, older_than_s: float = KEEPALIVE_S) -> None:
-        """Close connections that nobody needed for a while."""
+        """Close connections that have been idle for at least this long."""
         before = asyncio.get_running_loop().time() - older_than_s
         while self._idle and self._idle[0][0] <= before:
             self._idle.popleft()[1].abort()
 
 
-def is_local(error: Exception) -> bool:
-    """Whether a connection was not made for want of something on this machine."""
+def is_local_error(error: Exception) -> bool:
+    """Whether a connection failed because this machine ran out of a resource."""
     return getattr(error, "errno", None) in _LOCAL_ERRORS
 
 
 def request_head(target: str, headers: Mapping[str, str], length: int) -> bytes:
-    """The head of a POST request.
+    """Return the head of a POST request.
 
     Raises:
-        ValueError: a header would end the head.
+        ValueError: a header contains a line break.
     """
     lines = [f"POST {target} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items())]
     if any("\r" in line or "\n" in line for line in lines):
-        raise ValueError("a header holds the end of a line")
+        raise ValueError("a header contains a line break")
     return ("\r\n".join([*lines, f"content-length: {length}"]) + "\r\n\r\n").encode("latin-1")

@@ -1,4 +1,4 @@
-"""A JSON answer that is passed on in pieces, because it is too large to be held."""
+"""Extract the usage of a large JSON response while it is relayed in chunks."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ MAX_USAGE = 64 * 2**10
 
 
 class JsonAnswer:
-    """Passes all pieces on, and keeps the usage.
+    """Returns each chunk unchanged and collects the value of `"usage"`.
 
-    The key cannot be part of a text: there its quotes are escaped.
+    The key cannot occur inside a string, where its quotes are escaped.
     """
 
     def __init__(self) -> None:
         self._kept = b""
-        """The usage and what follows it, or what may be the beginning of its key."""
+        """The usage and the bytes after it, or bytes that may be the start of its key."""
         self._found = False
 
     def feed(self, data: bytes) -> bytes:
-        """The next piece, which is returned."""
+        """Scan the next chunk and return it."""
         if len(self._kept) >= MAX_USAGE:
             return data
         text = self._kept + data
@@ -37,11 +37,11 @@ class JsonAnswer:
 
     @staticmethod
     def error_at(_: bytes) -> None:
-        """An engine says in the head of an answer whether it is an error."""
+        """Return None: the status of the response tells whether it is an error."""
 
     @property
     def usage(self) -> Any:
-        """The value of the usage, None if there is none."""
+        """The parsed usage, or None."""
         if not self._found:
             return None
         text = self._kept[len(_USAGE) :].decode(errors="ignore").lstrip()

@@ -1,4 +1,4 @@
-"""The engines: their addresses, their health, and whether they are left alone for a while."""
+"""Discovery, health checks and circuit breakers of the engines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ import pydantic_core
 from yarl import URL
 
 from ep_serve.gateway.upstream.circuit import Circuit
-from ep_serve.gateway.upstream.connection import KEEPALIVE_S, Connections, is_local, request_head
+from ep_serve.gateway.upstream.connection import (
+    KEEPALIVE_S,
+    ConnectionPool,
+    is_local_error,
+    request_head,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,23 +34,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 UNHEALTHY_AFTER = 2
-"""Failed health checks in a row."""
+"""Consecutive failed health checks."""
 MAX_LAG_S = 0.5
-"""How late the event loop may be with a health check whose time-out counts."""
+"""Event loop delay up to which a timed-out health check counts as failed."""
 BUSY = frozenset({429, 503})
-"""Statuses of an engine that takes no more requests for now."""
+"""Statuses of an engine that is temporarily overloaded."""
 MAX_BODY = 2**20
-"""Bytes of a list of models, or of the answer to a trial request."""
-SAME_BREAK_S = 2.0
-"""Requests that an engine drops within this time of each other were ended by one break."""
+"""Bytes of a model list or of the response to a trial request."""
+SAME_CRASH_S = 2.0
+"""Requests dropped within this time of each other count as one crash."""
 
-_breaks = itertools.count()
+_crashes = itertools.count()
 
 
 class Upstream:
-    """One address of one engine.
+    """An engine at one address.
 
-    `work` is the cost of what it works on, `active` the number of requests.
+    `work` is the total cost of its running requests, `active` their number.
     """
 
     def __init__(
@@ -57,10 +62,10 @@ class Upstream:
         self.name = f"{self.url.host}:{self.url.port}"
         self.work = 0.0
         self.active = 0
-        self.retired = False
+        self.is_retired = False
         self.models: dict[str, dict[str, Any]] | None = None
         timeout_s = settings.connect_timeout_s
-        self.connections = Connections(self.url, self.server_hostname, timeout_s)
+        self.connections = ConnectionPool(self.url, self.server_hostname, timeout_s)
         self._chat = str((self.url / "v1" / "chat" / "completions").relative())
         self._headers = {"host": self.host_header, "accept-encoding": "identity"}
         self._headers["content-type"] = "application/json"
@@ -70,27 +75,27 @@ class Upstream:
         self.circuit = Circuit(settings)
         self._healthy = False
         self._failed_checks = 0
-        self._break = 0
-        self._broke_at = float("-inf")
+        self._crash_id = 0
+        self._crashed_at = float("-inf")
 
     @property
-    def available(self) -> bool:
-        """Whether it may get a request: healthy, and its circuit is closed."""
-        return self.healthy and not self.circuit.open
+    def is_available(self) -> bool:
+        """Whether it is healthy and its circuit is closed."""
+        return self.is_healthy and not self.circuit.is_open
 
     @property
-    def healthy(self) -> bool:
-        return self._healthy and not self.retired
+    def is_healthy(self) -> bool:
+        return self._healthy and not self.is_retired
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         return self.active >= self._settings.concurrency
 
     def serves(self, model: str) -> bool:
         return self.models is None or model in self.models
 
     def chat_head(self, headers: dict[str, str], length: int) -> bytes:
-        """The head of a chat request with a body of `length` bytes."""
+        """Return the head of a chat request with a body of `length` bytes."""
         return request_head(self._chat, {**self._headers, **headers}, length)
 
     def begin(self, work: float) -> None:
@@ -98,42 +103,42 @@ class Upstream:
         self.work += work
 
     def end(self, work: float, outcome: Outcome | None) -> None:
-        """Finish a request; `outcome` is None if it says nothing about the engine."""
+        """Finish a request; `outcome` is None if it tells nothing about the engine."""
         self.active -= 1
         self.work = self.work - work if self.active else 0.0
         if outcome is not None:
-            self.circuit.count(outcome)
+            self.circuit.record(outcome)
 
-    def silent_for(self, seconds: float) -> bool:
-        """Whether nobody received a piece of an answer from it for that long."""
-        return asyncio.get_running_loop().time() - self.connections.heard_at >= seconds
+    def is_silent_for(self, seconds: float) -> bool:
+        """Return whether no client received a chunk of a response for that long."""
+        return asyncio.get_running_loop().time() - self.connections.last_received_at >= seconds
 
-    def broke(self) -> int:
-        """Note that it dropped a request; the number is the same for all that one break ended."""
+    def record_crash(self) -> int:
+        """Record a dropped request; return the id of the crash that it belongs to."""
         now = time.monotonic()
-        if now - self._broke_at > SAME_BREAK_S:
-            self._break = next(_breaks)
-        self._broke_at = now
-        return self._break
+        if now - self._crashed_at > SAME_CRASH_S:
+            self._crash_id = next(_crashes)
+        self._crashed_at = now
+        return self._crash_id
 
-    def checked(self, healthy: bool) -> None:
-        """Note a health check."""
+    def record_health_check(self, healthy: bool) -> None:
+        """Record the result of a health check."""
         self._failed_checks = 0 if healthy else self._failed_checks + 1
-        if healthy and not self._healthy:  # perhaps another process than before
-            self.circuit.hurry()
-            self._broke_at = float("-inf")
+        if healthy and not self._healthy:  # perhaps a new process
+            self.circuit.allow_trial()
+            self._crashed_at = float("-inf")
         if healthy or self._failed_checks >= UNHEALTHY_AFTER:
             self._healthy = healthy
 
-    def found_dead(self) -> None:
-        """Note that it says itself, after a request failed, that it cannot work."""
+    def mark_unhealthy(self) -> None:
+        """Record a failed liveness check."""
         self._healthy = False
 
 
-class Upstreams:
-    """All engines, found by name and watched.
+class UpstreamPool:
+    """All engines, resolved by host name and health checked.
 
-    `changed` is called when an engine that could not get requests can get them again.
+    `on_available` is called when an engine becomes available again.
     """
 
     def __init__(self, settings: GatewaySettings, metrics: Metrics) -> None:
@@ -144,8 +149,8 @@ class Upstreams:
         self._key = settings.upstream_api_key
         self._session: aiohttp.ClientSession | None = None
         self._trials: dict[Upstream, asyncio.Task[None]] = {}
-        self._inquiries: dict[Upstream, asyncio.Task[bool]] = {}
-        self.changed: Callable[[], None] = lambda: None
+        self._liveness_checks: dict[Upstream, asyncio.Task[bool]] = {}
+        self.on_available: Callable[[], None] = lambda: None
 
     @property
     def all(self) -> list[Upstream]:
@@ -153,12 +158,12 @@ class Upstreams:
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        """The connections to the engines."""
+        """HTTP session for health checks and trial requests."""
         assert self._session is not None
         return self._session
 
     async def open(self) -> None:
-        """Find the engines and ask once how they are."""
+        """Resolve the engines and check their health once."""
         headers = {"accept-encoding": "identity"}
         if self._key is not None:
             headers["authorization"] = f"Bearer {self._key.get_secret_value()}"
@@ -176,7 +181,7 @@ class Upstreams:
         await self.check()
 
     async def close(self) -> None:
-        tasks = [*self._trials.values(), *self._inquiries.values()]
+        tasks = [*self._trials.values(), *self._liveness_checks.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -185,50 +190,50 @@ class Upstreams:
         await self.session.close()
 
     async def resolve(self) -> None:
-        """Look the names up again: new addresses join, vanished ones get no new requests."""
+        """Resolve host names again: add new addresses, retire vanished ones."""
         found: dict[tuple[URL, str], Upstream] = {}
         for base in self._bases:
             addresses = await _addresses(base)
-            if addresses is None:  # the name service is down: keep what is known
+            if addresses is None:  # resolution failed: keep the known addresses
                 addresses = [address for known, address in self._known if known == base]
             for address in addresses:
                 known = self._known.get((base, address))
                 found[base, address] = known or Upstream(base, address, self._settings, self._key)
         for place, upstream in self._known.items():
             if place not in found:
-                upstream.retired = True
+                upstream.is_retired = True
                 upstream.connections.close_idle(0)
-                self._forget(upstream)
+                self._remove_gauges(upstream)
                 logger.info("engine gone", extra={"upstream": upstream.name})
         self._known = found
 
     async def check(self) -> None:
-        """Ask every engine how it is and which models it serves; try those in doubt."""
+        """Check the health and models of every engine and start due trial requests."""
         await asyncio.gather(*(self._check(upstream) for upstream in self.all))
 
-    def inquire(self, upstream: Upstream) -> asyncio.Future[bool]:
-        """Ask an engine that failed a request whether it can work at all; true if it cannot.
+    def check_liveness(self, upstream: Upstream) -> asyncio.Future[bool]:
+        """Check the health of an engine that failed a request; true if it is dead.
 
-        Requests that fail together share the question. No answer is no evidence.
+        Concurrent failures share one check. A timeout does not count as dead.
         """
-        task = self._inquiries.get(upstream)
+        task = self._liveness_checks.get(upstream)
         if task is None:
-            task = asyncio.create_task(self._inquire(upstream))
-            self._inquiries[upstream] = task
-            task.add_done_callback(lambda _: self._inquiries.pop(upstream, None))
+            task = asyncio.create_task(self._check_liveness(upstream))
+            self._liveness_checks[upstream] = task
+            task.add_done_callback(lambda _: self._liveness_checks.pop(upstream, None))
         return asyncio.shield(task)
 
-    async def _inquire(self, upstream: Upstream) -> bool:
+    async def _check_liveness(self, upstream: Upstream) -> bool:
         try:
             async with asyncio.timeout(self._settings.health_timeout_s):
                 dead = not await self._health(upstream)
         except TimeoutError:
             return False
         except (aiohttp.ClientError, OSError) as error:
-            dead = not is_local(error)
+            dead = not is_local_error(error)
         if dead:
-            upstream.found_dead()
-            self._note(upstream, "down")
+            upstream.mark_unhealthy()
+            self._log_state(upstream, "down")
         return dead
 
     async def _health(self, upstream: Upstream) -> bool:
@@ -237,7 +242,7 @@ class Upstreams:
             return answer.status == 200
 
     async def _check(self, upstream: Upstream) -> None:
-        before, available = upstream.healthy, upstream.available
+        before, available = upstream.is_healthy, upstream.is_available
         since = asyncio.get_running_loop().time()
         upstream.connections.close_idle()
         reason = "its /health fails"
@@ -252,27 +257,27 @@ class Upstreams:
                 logger.warning("no health check", extra={"upstream": upstream.name}, exc_info=error)
                 return
             healthy, reason = False, f"{reason}: {type(error).__name__}"
-        upstream.checked(healthy)
-        if before != upstream.healthy:
-            self._note(upstream, "up" if upstream.healthy else f"down, {reason}")
-        due = upstream.healthy and upstream.circuit.needs_trial
+        upstream.record_health_check(healthy)
+        if before != upstream.is_healthy:
+            self._log_state(upstream, "up" if upstream.is_healthy else f"down, {reason}")
+        due = upstream.is_healthy and upstream.circuit.needs_trial
         if due and upstream not in self._trials:
-            task = asyncio.create_task(self._try(upstream))
+            task = asyncio.create_task(self._run_trial(upstream))
             self._trials[upstream] = task
             task.add_done_callback(lambda _: self._trials.pop(upstream, None))
-        self._show(upstream)
-        if upstream.available and not available:
-            self.changed()
+        self._update_gauges(upstream)
+        if upstream.is_available and not available:
+            self.on_available()
 
     def _is_own_fault(self, error: Exception, since: float) -> bool:
-        """Whether this process, not the engine, was short of sockets or of time."""
+        """Whether a failed check is due to a lack of sockets or CPU time in this process."""
         if isinstance(error, TimeoutError):
             late = asyncio.get_running_loop().time() - since
             return late > self._settings.health_timeout_s + MAX_LAG_S
-        return is_local(error)
+        return is_local_error(error)
 
     async def _models(self, upstream: Upstream) -> dict[str, dict[str, Any]] | None:
-        """Its models by name; None if it does not tell."""
+        """Return its models by name, or None if it does not list them."""
         url = upstream.url / "v1" / "models"
         async with self.session.get(url, **request_options(upstream)) as answer:
             if answer.status != 200:
@@ -284,9 +289,9 @@ class Upstreams:
         models = [entry for entry in entries if isinstance(entry, dict)]
         return {entry["id"]: entry for entry in models if isinstance(entry.get("id"), str)}
 
-    async def _try(self, upstream: Upstream) -> None:
-        """Find out with a small request whether an engine works."""
-        patience = self._settings.first_byte_timeout_s
+    async def _run_trial(self, upstream: Upstream) -> None:
+        """Send a small request to find out whether an engine works."""
+        timeout_s = self._settings.first_byte_timeout_s
         request: dict[str, Any] = {
             "messages": [{"role": "user", "content": "Hello"}],
             "max_tokens": 1,
@@ -296,33 +301,33 @@ class Upstreams:
         works: bool | None = False
         url = upstream.url / "v1" / "chat" / "completions"
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout_s):
                 async with self.session.post(
                     url, json=request, **request_options(upstream)
                 ) as answer:
                     await _body(answer)
-                    # A refusal is an answer: the request may not suit a server that works.
+                    # A 4xx counts as success: the request may not suit the model.
                     works = None if answer.status in BUSY else answer.status < 500
         except TimeoutError:
-            works = False if upstream.silent_for(patience) else None
+            works = False if upstream.is_silent_for(timeout_s) else None
         except (aiohttp.ClientError, OSError, ValueError):
             pass
-        available = upstream.available
-        upstream.circuit.tried(works)
+        available = upstream.is_available
+        upstream.circuit.record_trial(works)
         logger.warning("trial request", extra={"upstream": upstream.name, "works": works})
-        self._show(upstream)
-        if upstream.available and not available:
-            self.changed()
+        self._update_gauges(upstream)
+        if upstream.is_available and not available:
+            self.on_available()
 
-    def _note(self, upstream: Upstream, state: str) -> None:
+    def _log_state(self, upstream: Upstream, state: str) -> None:
         logger.warning("engine %s", state, extra={"upstream": upstream.name})
 
-    def _show(self, upstream: Upstream) -> None:
-        if not upstream.retired:
-            self._metrics.upstream_up.labels(upstream.name).set(upstream.available)
+    def _update_gauges(self, upstream: Upstream) -> None:
+        if not upstream.is_retired:
+            self._metrics.upstream_up.labels(upstream.name).set(upstream.is_available)
             self._metrics.upstream_work.labels(upstream.name).set(upstream.active)
 
-    def _forget(self, upstream: Upstream) -> None:
+    def _remove_gauges(self, upstream: Upstream) -> None:
         for gauge in (self._metrics.upstream_up, self._metrics.upstream_work):
             try:
                 gauge.remove(upstream.name)
@@ -331,7 +336,7 @@ class Upstreams:
 
 
 def request_options(upstream: Upstream) -> dict[str, Any]:
-    """What makes a request to an address a request to the name it was found by."""
+    """Return options that address a request to the host name the engine was resolved from."""
     options: dict[str, Any] = {
         "headers": {"host": upstream.host_header},
         "allow_redirects": False,
@@ -342,7 +347,7 @@ def request_options(upstream: Upstream) -> dict[str, Any]:
 
 
 async def _body(answer: aiohttp.ClientResponse) -> bytes:
-    """All of a small body.
+    """Read a small body.
 
     Raises:
         ValueError: it is larger than `MAX_BODY`.
@@ -351,12 +356,12 @@ async def _body(answer: aiohttp.ClientResponse) -> bytes:
     async for chunk in answer.content.iter_any():
         body += chunk
         if len(body) > MAX_BODY:
-            raise ValueError(f"a body of more than {MAX_BODY} bytes")
+            raise ValueError(f"the body exceeds {MAX_BODY} bytes")
     return bytes(body)
 
 
 async def _addresses(base: URL) -> list[str] | None:
-    """The addresses of a host, IPv4 if it has any: an engine with both is one engine."""
+    """Resolve a host; only IPv4 if it has both, which would count as two engines."""
     host = base.host or ""
     try:
         return [str(ipaddress.ip_address(host))]

@@ -1,4 +1,4 @@
-"""Server-sent events as they pass through: only whole ones, and an error as the last one."""
+"""Split relayed server-sent events and filter usage events out."""
 
 from __future__ import annotations
 
@@ -19,26 +19,25 @@ MAX_EVENT = 4 * 2**20
 
 
 class EventTooLargeError(Exception):
-    """An engine sent an event without end."""
+    """An event exceeds `MAX_EVENT` bytes."""
 
 
 class Events:
-    """Cuts a stream of bytes where an event ends, so that a client never gets half of one.
+    """Buffers a byte stream so that only complete events are relayed.
 
     Args:
-        hide_usage: keep the event with the usage from a client that did not ask for it.
+        hide_usage: drop the usage event, which the client did not request.
     """
 
     def __init__(self, *, hide_usage: bool = False) -> None:
         self.done = False
-        self.count = 0
         self.last_usage: bytes | None = None
         self._rest = b""
         self._hide_usage = hide_usage
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
-        """The whole events that `data` completes."""
+        """Return the events that `data` completes."""
         data = self._rest + data if self._rest else data
         end = data.rfind(b"\n\n")
         if end < 0:
@@ -47,26 +46,25 @@ class Events:
             self._rest = data
             return b""
         whole, self._rest = data[: end + 2], data[end + 2 :]
-        self.count += whole.count(b"\n\n")
         if b'"usage":{' in whole:
-            self._note_usage(whole)
+            self._save_usage(whole)
         if DONE in whole and (whole.startswith(DONE) or b"\n\n" + DONE in whole):
             self.done = True
         return self._without_usage(whole) if self._hide_usage else whole
 
     @staticmethod
     def error_at(whole: bytes) -> int | None:
-        """Where an engine's own error event begins; its text is not for clients."""
+        """Return the offset of an engine's error event, whose text is not for clients."""
         if whole.startswith(_ERROR):
             return 0
         end = whole.find(b"\n\n" + _ERROR)
         return None if end < 0 else end + 2
 
     def _without_usage(self, whole: bytes) -> bytes:
-        """Events as they are for a client that did not ask for the usage.
+        """Drop the usage event and move vLLM's fingerprint from it to the event before.
 
-        There is one less, and vLLM's fingerprint, which is in it, is where vLLM has it otherwise:
-        at the end of the event before. That one waits until the usage is there, at once.
+        That is where vLLM sends the fingerprint when no usage is requested, so the last event of
+        an answer is held back until the usage arrives.
         """
         if not self._held and _FINISHED not in whole and _USAGE not in whole:
             return whole
@@ -89,7 +87,7 @@ class Events:
         self._held = kept.pop() + b"\n\n" if waits else b""
         return b"".join(event + b"\n\n" for event in kept)
 
-    def _note_usage(self, whole: bytes) -> None:
+    def _save_usage(self, whole: bytes) -> None:
         for event in reversed(whole.split(b"\n\n")):
             if b'"usage":{' in event:
                 self.last_usage = event.removeprefix(DATA)
@@ -97,7 +95,7 @@ class Events:
 
 
 def _only_usage(event: bytes) -> dict[str, Any] | None:
-    """An event that has a usage and no piece of an answer."""
+    """Parse an event that has a usage and no choices; None for other events."""
     try:
         chunk = pydantic_core.from_json(event.removeprefix(DATA))
     except ValueError:
@@ -110,11 +108,11 @@ def _lacks_fingerprint(event: bytes) -> bool:
     return _FINISHED in event and event.endswith(b"}") and _FINGERPRINT not in event
 
 
-def first_data(events: bytes) -> bytes:
-    """What the first of some events holds."""
+def first_event_data(events: bytes) -> bytes:
+    """Return the data of the first event."""
     return events[len(DATA) : events.index(b"\n\n")]
 
 
 def error_event(error: ApiError) -> bytes:
-    """What ends a stream that cannot go on."""
+    """Return an error event and the end of the stream."""
     return DATA + pydantic_core.to_json(error.body) + b"\n\n" + DONE + b"\n\n"

@@ -1,4 +1,4 @@
-"""An engine's stream on its way to the client, piece by piece and without a task of its own."""
+"""Relay an engine's streamed response to the client without a task for each stream."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 
 class EngineError(Exception):
-    """An engine reports an error in the middle of its stream."""
+    """An engine sent an error event in the middle of its stream."""
 
 
 class StalledError(Exception):
-    """An engine pauses in the middle of its stream for too long."""
+    """An engine exceeded the idle timeout in the middle of its stream."""
 
 
 class SlowClientError(Exception):
-    """A client has not read for as long as an engine may pause."""
+    """A client did not read its response within the idle timeout."""
 
 
 class Stream:
-    """Passes whole events on, or the pieces of a large JSON answer.
+    """Relays complete events, or the chunks of a large JSON response.
 
-    `rest` is what remains to be sent when the stream has ended: its last events.
+    `rest` holds the last events, which are not sent yet when the stream has ended.
     """
 
     def __init__(
@@ -47,84 +47,83 @@ class Stream:
         self._draining: asyncio.Task[None] | None = None
 
     async def run(self, idle_timeout_s: float) -> None:
-        """Until the end of the stream.
+        """Relay until the stream ends.
 
         Raises:
-            BrokenAnswerError: the engine broke off.
-            StalledError: it paused for too long.
-            EngineError: it said so itself.
-            EventTooLargeError: an event without end.
-            SlowClientError: the client is at fault, not the engine.
+            BrokenAnswerError: the connection ended early.
+            StalledError: the engine exceeded the idle timeout.
+            EngineError: the engine sent an error event.
+            EventTooLargeError: an event exceeds `sse.MAX_EVENT`.
+            SlowClientError: the client did not read.
         """
-        self._patience = _Patience(idle_timeout_s, self._connection.abort)
+        self._idle_timer = _IdleTimer(idle_timeout_s, self._connection.abort)
         try:
-            await self._connection.deliver(self._take)
+            await self._connection.deliver(self._on_data)
         except BrokenAnswerError:
             if self._draining is not None:
                 raise SlowClientError from None
-            if self._patience.over:
+            if self._idle_timer.has_expired:
                 raise StalledError from None
             raise
         finally:
-            self._patience.end()
+            self._idle_timer.cancel()
             if self._draining is not None:
                 self._draining.cancel()
 
-    def clean(self, data: bytes) -> bytes:
-        """An engine's text without the places where it finds media."""
-        return without(self._secrets, data)
+    def _redact(self, data: bytes) -> bytes:
+        return redact(self._secrets, data)
 
-    def _take(self, data: bytes, last: bool) -> None:
-        self._patience.renew()
+    def _on_data(self, data: bytes, last: bool) -> None:
+        self._idle_timer.reset()
         whole = self._events.feed(data)
         end = self._events.error_at(whole)
         if end is not None:
-            self.rest = self.clean(whole[:end])
+            self.rest = self._redact(whole[:end])
             raise EngineError
         if last:
-            self.rest = self.clean(whole)
+            self.rest = self._redact(whole)
         elif whole:
-            self._writer.write(self.clean(whole))
+            self._writer.write(self._redact(whole))
             if self._writer.paused and self._draining is None:
                 self._connection.pause()
                 self._draining = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
-        """A client that reads slowly makes the engine wait, not the gateway's memory grow."""
+        """Apply back-pressure to the engine until the client has read what is buffered."""
         await self._writer.drain()
         self._draining = None
-        self._patience.renew()
+        self._idle_timer.reset()
         self._connection.resume()
 
 
-class _Patience:
-    """Ends a stream that pauses too long. One timer for all its chunks, not one for each."""
+class _IdleTimer:
+    """Calls `on_expiry` after `seconds` without a `reset`, with one timer for all resets."""
 
-    def __init__(self, seconds: float, end: Callable[[], Any]) -> None:
-        self.over = False
+    def __init__(self, seconds: float, on_expiry: Callable[[], Any]) -> None:
+        self.has_expired = False
         self._seconds = seconds
-        self._end = end
+        self._on_expiry = on_expiry
         self._loop = asyncio.get_running_loop()
         self._last = self._loop.time()
         self._timer = self._loop.call_later(seconds, self._check)
 
-    def renew(self) -> None:
+    def reset(self) -> None:
         self._last = self._loop.time()
 
-    def end(self) -> None:
+    def cancel(self) -> None:
         self._timer.cancel()
 
     def _check(self) -> None:
         left = self._last + self._seconds - self._loop.time()
         if left <= 0:
-            self.over = True
-            self._end()
+            self.has_expired = True
+            self._on_expiry()
         else:
             self._timer = self._loop.call_later(left, self._check)
 
 
-def without(secrets: tuple[bytes, ...], data: bytes) -> bytes:
-    """A text in which "media:" stands for each of these secrets."""
+def redact(secrets: tuple[bytes, ...], data: bytes) -> bytes:
+    """Replace each of the secrets in a text with `media:`."""
     for secret in secrets:
         if secret in data:
             data = data.replace(secret, b"media:")

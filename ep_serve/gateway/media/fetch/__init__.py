@@ -1,1 +1,1 @@
-"""Fetching media from URLs that clients name."""
+"""Fetch media from client URLs with SSRF protection."""

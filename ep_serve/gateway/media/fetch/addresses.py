@@ -1,7 +1,7 @@
-"""Which addresses and URLs media may be fetched from.
+"""Validate URLs and addresses that media are fetched from.
 
-`ipaddress` knows what is public; what it does not know is added here: IPv4 addresses inside IPv6
-ones, and the one metadata service that has a public address.
+This extends the classification of `ipaddress` with IPv4 addresses embedded in IPv6 ones and with a
+cloud metadata service that has a public address.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _CLOSED = tuple(
         *("2001::/23", "2002::/16", "3fff::/20"),  # Teredo and others, 6to4, documentation
     )
 )
-"""What not every version of `ipaddress` keeps apart from the internet."""
+"""Special-purpose networks that some versions of `ipaddress` report as global."""
 _METADATA = (ipaddress.ip_address("168.63.129.16"),)
 _NUMERIC = re.compile(r"(0x[0-9a-f]*|\d+)", re.IGNORECASE)
 _HOST = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.(?!-)[a-z0-9_-]{1,63})*", re.ASCII)
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address belongs to the internet at large.
+    """Return whether an address is on the public internet.
 
-    IPv6 addresses that carry an IPv4 address are judged by it where a host would connect to it
-    directly (mapped, translated), and refused where a tunnel would (Teredo, 6to4).
+    IPv6 addresses with an embedded IPv4 address are classified by it if a host connects to it
+    directly (mapped, translated), and rejected if a tunnel would (Teredo, 6to4).
     """
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
@@ -58,7 +58,7 @@ def is_public(address: Address) -> bool:
 
 
 def is_allowed(address: str, networks: Sequence[Network]) -> bool:
-    """Whether media may be fetched from an address."""
+    """Return whether media may be fetched from an address."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -68,29 +68,29 @@ def is_allowed(address: str, networks: Sequence[Network]) -> bool:
 
 
 def check_url(text: str, settings: FetchSettings) -> URL:
-    """The URL in `text`, if it may be fetched as far as it tells.
+    """Parse and validate a URL, without resolving its host.
 
     Raises:
-        ApiError: 400. Names that are refused and names that do not exist get the same answer, so
-            that nobody learns which names exist inside.
+        ApiError: 400. Rejected and nonexistent hosts get the same message, which does not reveal
+            internal host names.
     """
     if len(text) > MAX_URL:
         raise refused(f"The URL has {len(text)} characters; the limit is {MAX_URL}.")
     if any(ord(c) <= 32 or ord(c) == 127 or c == "\\" for c in text):
-        raise refused("The URL contains a character that a URL cannot have.")
+        raise refused("The URL contains an invalid character.")
     try:
         url = URL(text)
         port = url.port
-        name = (url.raw_host or "").rstrip(".").lower()  # encoded, as it is connected to
+        name = (url.raw_host or "").rstrip(".").lower()  # IDNA encoded
     except ValueError:  # UnicodeError is one
         raise refused("The URL is malformed.") from None
     if url.scheme not in ("http", "https"):
-        raise refused("Media come by 'data:', 'http:' and 'https:' URLs.")
+        raise refused("The scheme of a media URL must be data, http or https.")
     if "@" in re.split(r"[/?#]", text.partition("://")[2], maxsplit=1)[0]:
-        raise refused("A URL with a user or a password is not fetched.")
+        raise refused("The URL must not contain a user or a password.")
     if port not in settings.ports:
         allowed = ", ".join(str(port) for port in settings.ports)
-        raise refused(f"Media are fetched from these ports: {allowed}.")
+        raise refused(f"The port of the URL must be one of: {allowed}.")
     if not _is_plain(name):
         raise unreachable()
     if settings.allow_hosts is not None and not any(
@@ -103,12 +103,12 @@ def check_url(text: str, settings: FetchSettings) -> URL:
 
 
 def refused(message: str) -> ApiError:
-    """400: this URL is not fetched."""
+    """400 for a URL that is not allowed."""
     return ApiError(400, message, code="media_url_refused", param="messages")
 
 
 def unreachable() -> ApiError:
-    """400: the one answer for all hosts that do not exist or may not be reached."""
+    """400 for a host that does not exist or is not allowed, without distinction."""
     return refused("The host of the URL does not exist or is not allowed.")
 
 
@@ -121,9 +121,9 @@ def _is_literal(host: str) -> bool:
 
 
 def _is_plain(host: str) -> bool:
-    """Whether a host is a name, or an address in its usual form.
+    """Return whether a host is a name or an address in canonical form.
 
-    Resolvers also take 2130706433, 0x7f.1 or 0177.0.0.1 for addresses, and they do not agree how.
+    Resolvers also accept 2130706433, 0x7f.1 or 0177.0.0.1 as addresses, in inconsistent ways.
     """
     if _is_literal(host):
         return "%" not in host

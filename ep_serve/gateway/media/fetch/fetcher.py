@@ -1,7 +1,7 @@
-"""Fetching a medium from a URL that a client gave.
+"""Fetch media from client URLs.
 
-The address is checked where the socket is made (`TCPConnector.socket_factory`), so that the checked
-address is the one connected to, whatever the name service says a moment later.
+Addresses are checked when the socket is created (`TCPConnector.socket_factory`), so that DNS
+rebinding cannot change the address between check and connection.
 """
 
 from __future__ import annotations
@@ -30,32 +30,31 @@ if TYPE_CHECKING:
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CHUNK = 256 * 1024
-PATIENCE_S = 10.0
-"""How long a server may pause; time beyond what its bytes take at `SLOWEST` counts as a pause."""
-SLOWEST = 64 * 1024
-"""Bytes a second."""
+IDLE_TIMEOUT_S = 10.0
+"""Longest pause of a server; time beyond what its bytes take at `MIN_BYTES_PER_S` is a pause."""
+MIN_BYTES_PER_S = 64 * 1024
 MAX_INTERIM = 16
-"""Answers with a status of 1xx before the real one."""
+"""Responses with a status of 1xx before the final one."""
 MAX_OVERHEAD = 64 * 1024
-"""Bytes of heads and of chunk framing, beside as many as the content has."""
+"""Bytes of heads and chunk framing, in addition to the size of the content."""
 _SLICE = 16 * 1024
 
 
 class _ForbiddenAddressError(OSError):
-    """The name resolved to an address that is not fetched from."""
+    """The host resolved to a forbidden address."""
 
 
-class _Patience:
-    """Bounds the time inside its blocks, all together; `TimeoutError` when it is over."""
+class _TimeBudget:
+    """Limits the total time inside its blocks; raises `TimeoutError` when it is used up."""
 
     def __init__(self) -> None:
-        self._left = PATIENCE_S
+        self._left = IDLE_TIMEOUT_S
         self._timeout = asyncio.timeout(None)
         self._since = 0.0
 
-    def renew(self, nbytes: int) -> None:
-        """Add the time for bytes that arrived."""
-        self._left = min(PATIENCE_S, self._left + nbytes / SLOWEST)
+    def credit(self, nbytes: int) -> None:
+        """Add time for received bytes."""
+        self._left = min(IDLE_TIMEOUT_S, self._left + nbytes / MIN_BYTES_PER_S)
 
     async def __aenter__(self) -> None:
         self._since = asyncio.get_running_loop().time()
@@ -68,10 +67,10 @@ class _Patience:
 
 
 class _Handler(ResponseHandler):
-    """A connection that is cut when too little of what arrives is content.
+    """A connection that is aborted when too little of the received data is content.
 
-    aiohttp bounds a head, but neither how many interim answers (1xx) come before it nor how small
-    chunks are, and it keeps reading while nobody takes its answers.
+    aiohttp limits the size of a head, but neither the number of interim responses (1xx) nor the
+    overhead of small chunks.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -81,12 +80,12 @@ class _Handler(ResponseHandler):
         self._content: StreamReader | None = None
 
     def data_received(self, data: bytes) -> None:
-        for start in range(0, len(data) or 1, _SLICE):  # no data lets the parser go on
+        for start in range(0, len(data) or 1, _SLICE):  # no data makes the parser continue
             piece = data[start : start + _SLICE]
             self._received += len(piece)
             super().data_received(piece)
             content = 0 if self._content is None else self._content.total_bytes
-            # While reading is paused, what has arrived is not parsed.
+            # While reading is paused, received data is not parsed.
             overhead = 0 if self._reading_paused else self._received - 2 * content
             if self._heads > MAX_INTERIM or overhead > MAX_OVERHEAD:
                 if self.transport is not None:
@@ -94,17 +93,17 @@ class _Handler(ResponseHandler):
                 return
 
     def feed_data(self, data: tuple[RawResponseMessage, StreamReader], size: int = 0) -> None:
-        """Take the head of an answer."""
+        """Handle a response head."""
         self._heads += 1
         self._content = data[1]
         super().feed_data(data, size)
 
 
 class _Resolver(AbstractResolver):
-    """Resolves names in threads of its own.
+    """Resolves host names in a separate thread pool.
 
-    They wait for name servers that a client may have chosen, and cannot be stopped: in the threads
-    of everybody else, a few slow ones would hold up all.
+    Lookups depend on name servers that a client may control and cannot be cancelled; in the default
+    executor a few slow ones would block all other work.
     """
 
     def __init__(self, threads: int) -> None:
@@ -113,9 +112,9 @@ class _Resolver(AbstractResolver):
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        flags = socket.AI_ADDRCONFIG
-        ask = partial(socket.getaddrinfo, host, port, family, type=socket.SOCK_STREAM, flags=flags)
-        infos = await asyncio.get_running_loop().run_in_executor(self._threads, ask)
+        flags, stream = socket.AI_ADDRCONFIG, socket.SOCK_STREAM
+        lookup = partial(socket.getaddrinfo, host, port, family, type=stream, flags=flags)
+        infos = await asyncio.get_running_loop().run_in_executor(self._threads, lookup)
         found = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
         return [
             ResolveResult(
@@ -134,12 +133,12 @@ class _Resolver(AbstractResolver):
 
 
 class Fetcher:
-    """Fetches media; nothing of the client's request travels along."""
+    """Fetches media without forwarding anything of the client's request."""
 
     def __init__(self, settings: MediaSettings, resolver: AbstractResolver | None = None) -> None:
         self._max_bytes = settings.max_bytes
         self._settings = settings.fetch
-        # A thread may go on for a while when nobody waits for it any more.
+        # A lookup continues for a while after its request was cancelled.
         self._resolver = resolver or _Resolver(3 * settings.concurrency)
         self._session: aiohttp.ClientSession | None = None
 
@@ -151,7 +150,7 @@ class Fetcher:
             resolver=self._resolver,
             socket_factory=self._socket,
         )
-        # aiohttp has no public way to set it.
+        # aiohttp has no public API for it.
         handler: type[ResponseHandler] = _Handler
         connector._factory = partial(handler, loop=asyncio.get_running_loop())
         self._session = aiohttp.ClientSession(
@@ -169,21 +168,21 @@ class Fetcher:
         await self._resolver.close()
 
     async def fetch(self, text: str, write: Callable[[bytes], Awaitable[None]]) -> None:
-        """Give what is behind a URL to `write`, as it arrives.
+        """Fetch a URL and pass its content to `write` as it arrives.
 
         Raises:
-            ApiError: 400 for a URL that is not fetched, 413 for more bytes than allowed, 422 if the
-                medium cannot be had; and what `write` raises.
+            ApiError: 400 for a URL that is not allowed, 413 for too many bytes, 422 if fetching
+                fails; and what `write` raises.
         """
         if not self._settings.enabled:
-            raise refused("Media are not fetched here; send a 'data:' URL or a file_id.")
+            raise refused("Fetching media is disabled; send a 'data:' URL or a file_id.")
         seconds = self._settings.timeout_s
         try:
             async with asyncio.timeout(seconds) as whole:
                 await self._fetch(text, write)
         except TimeoutError:
             if whole.expired():
-                raise _failed(f"was not there after {seconds:g} s") from None
+                raise _failed(f"could not be fetched within {seconds:g} s") from None
             raise _failed("arrives too slowly from its URL") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if _forbidden(error) or isinstance(error, aiohttp.ClientConnectorDNSError):
@@ -193,20 +192,20 @@ class Fetcher:
     async def _fetch(self, text: str, write: Callable[[bytes], Awaitable[None]]) -> None:
         assert self._session is not None
         url = check_url(text, self._settings)
-        patience = _Patience()
+        budget = _TimeBudget()
         for _ in range(self._settings.max_redirects + 1):
-            async with patience:
+            async with budget:
                 answer = await self._session.get(url, allow_redirects=False)
             async with answer:
                 if answer.status not in _REDIRECTS:
                     self._check(answer)
                     received = 0
                     while True:
-                        async with patience:
+                        async with budget:
                             chunk = await answer.content.read(_CHUNK)
                         if not chunk:
                             return
-                        patience.renew(len(chunk))
+                        budget.credit(len(chunk))
                         received += len(chunk)
                         self._check_size(received)
                         await write(chunk)
@@ -217,14 +216,14 @@ class Fetcher:
     def _target(url: URL, answer: aiohttp.ClientResponse) -> URL:
         location = answer.headers.get("location")
         if not location:
-            raise _failed("redirects to nowhere")
+            raise _failed("redirects without a Location header")
         return url.join(URL(location))
 
     def _check(self, answer: aiohttp.ClientResponse) -> None:
         if answer.status != 200:
             raise _failed(f"could not be fetched: its server answered {answer.status}")
         if answer.headers.get("content-encoding", "identity").strip().lower() != "identity":
-            raise _failed("was sent compressed, which was not asked for")
+            raise _failed("was sent with a Content-Encoding that was not requested")
         if answer.content_length is not None:
             self._check_size(answer.content_length)
 
@@ -235,16 +234,16 @@ class Fetcher:
     def _socket(self, info: Any) -> socket.socket:
         family, kind, protocol, _, address = info
         if not is_allowed(str(address[0]), self._settings.allow_networks):
-            raise _ForbiddenAddressError("not an address to fetch from")
+            raise _ForbiddenAddressError("forbidden address")
         made = socket.socket(family, kind, protocol)
         made.setblocking(False)
         return made
 
 
 def too_large(limit: int) -> ApiError:
-    """413: more bytes than a medium may have."""
+    """413 for a medium with too many bytes."""
     return ApiError(
-        413, f"A medium may have {limit} bytes.", code="media_too_large", param="messages"
+        413, f"A medium may have at most {limit} bytes.", code="media_too_large", param="messages"
     )
 
 
@@ -253,7 +252,7 @@ def _failed(what: str) -> ApiError:
 
 
 def _forbidden(error: BaseException) -> bool:
-    """Whether a refused address is behind an error, or in a group of them."""
+    """Return whether a forbidden address caused an error or one of an exception group."""
     seen: list[BaseException | None] = [error]
     while seen:
         item = seen.pop()

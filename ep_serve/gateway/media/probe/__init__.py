@@ -1,1 +1,1 @@
-"""Probing media in helper processes: format, size and duration, without decoding."""
+"""Probe media in a sandboxed process: format, size and duration, without decoding."""

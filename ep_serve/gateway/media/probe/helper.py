@@ -1,9 +1,9 @@
 """The helper process that probes media: `python -m ep_serve.gateway.media.probe.helper`.
 
-It reads jobs as JSON lines from stdin and forks a child for each. The child limits its own
-processor time, memory, wall time and files, and writes one JSON line to stdout; if it dies, the
-helper says so. Forking from a process that has FFmpeg loaded, one thread and no secrets costs
-milliseconds, and a decoder bug has nothing to reach.
+It reads jobs as JSON lines from stdin and forks a child for each. The child limits its CPU time,
+memory, wall time and file descriptors, and writes one JSON line to stdout; if it dies, the helper
+reports that. Forking a single-threaded process with FFmpeg loaded takes milliseconds, and it holds
+no secrets that an exploited demuxer could leak.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ep_serve.gateway.media.probe.inspection import Bounds, RefusedError, probe
 
 _NO_NEW_PRIVILEGES = 38
 _LINE = 4_096
-"""Shorter writes to a pipe are not interleaved (POSIX's PIPE_BUF on Linux)."""
+"""Maximum length of an atomic write to a pipe (PIPE_BUF on Linux)."""
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def _start(job: dict[str, Any], children: dict[int, str]) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         with Path(job["path"]).open("rb") as file:
             _limit(job)
-            _say({"id": job["id"], **_answer(file, job)})
+            _write_reply({"id": job["id"], **_answer(file, job)})
         status = 0
     finally:
         os._exit(status)
@@ -71,7 +71,7 @@ def _answer(file: Any, job: dict[str, Any]) -> dict[str, Any]:
     except RefusedError as error:
         return {"status": error.status, "reason": error.reason[:500]}
     except MemoryError:
-        return {"status": 422, "reason": "needs more memory than a medium may"}
+        return {"status": 422, "reason": "exceeds the memory limit of probing"}
 
 
 def _limit(job: dict[str, Any]) -> None:
@@ -84,7 +84,7 @@ def _limit(job: dict[str, Any]) -> None:
     limit(resource.RLIMIT_NOFILE, 16)
     limit(resource.RLIMIT_AS, job["memory_bytes"])
     limit(resource.RLIMIT_CPU, job["cpu_s"])
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # kills, whatever Python is doing
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # kills the process without Python code
     signal.setitimer(signal.ITIMER_REAL, job["timeout_s"])
 
 
@@ -97,11 +97,11 @@ def _reap(children: dict[int, str]) -> None:
         if name is not None and status != 0:
             number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
             slow = number in (signal.SIGALRM, signal.SIGXCPU, signal.SIGKILL)
-            what = "takes longer to read than a medium may" if slow else "cannot be read safely"
-            _say({"id": name, "status": 422, "reason": what})
+            what = "takes longer to read than the limit" if slow else "cannot be read safely"
+            _write_reply({"id": name, "status": 422, "reason": what})
 
 
-def _say(answer: dict[str, Any]) -> None:
+def _write_reply(answer: dict[str, Any]) -> None:
     line = json.dumps(answer).encode() + b"\n"
     assert len(line) <= _LINE
     os.write(1, line)

@@ -1,7 +1,7 @@
-"""What a media file is, found without decoding it. Runs in the helper process.
+"""Inspect media files without decoding them; runs in the helper process.
 
-Containers and codecs are the ones the engine decodes. Packets are counted, not believed: what a
-header says about its length is checked against what the file holds.
+It accepts the containers and codecs that the engine decodes. Frames and durations are measured from
+the packets, because headers may be wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ep_serve.contract.media_formats import (
     SAMPLE_RATES,
     VIDEO_CODECS,
     default_track,
-    refused_format,
+    unsupported_format,
     webp_size,
 )
 from ep_serve.contract.truncation import missing_bytes, missing_seconds
@@ -43,7 +43,7 @@ _AVIF_BRANDS = ("avif", "avis")
 
 @dataclass(frozen=True)
 class Bounds:
-    """The limits in force; see `settings.ProbeSettings`."""
+    """Limits of media; see `settings.ProbeSettings`."""
 
     max_duration_s: float
     max_frames: int
@@ -52,7 +52,7 @@ class Bounds:
 
 
 class RefusedError(Exception):
-    """A medium that is not served; `status` is 415 or 422."""
+    """A rejected medium; `status` is 415 or 422."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -61,12 +61,12 @@ class RefusedError(Exception):
 
 
 @dataclass
-class Facts:
-    """What is known about a medium."""
+class MediaInfo:
+    """Properties of a media file."""
 
     container: str
     picture: bool = False
-    """Whether it can serve as an image."""
+    """Whether it is an image file."""
     video: str | None = None
     width: int = 0
     height: int = 0
@@ -79,14 +79,14 @@ class Facts:
         return asdict(self)
 
 
-def probe(file: BinaryIO, bounds: Bounds) -> Facts:
-    """Find out what a file is.
+def probe(file: BinaryIO, bounds: Bounds) -> MediaInfo:
+    """Determine the properties of a file.
 
     Raises:
-        RefusedError: it is not served, or exceeds a limit.
+        RefusedError: the format is not supported or a limit is exceeded.
     """
     head = file.read(HEAD_BYTES)
-    if name := refused_format(head):
+    if name := unsupported_format(head):
         raise RefusedError(415, f"is in the format {name}, which is not served")
     lacking = missing_bytes(file)
     options = {"max_pixels": str(bounds.max_pixels), "threads": "1"}
@@ -102,7 +102,7 @@ def probe(file: BinaryIO, bounds: Bounds) -> Facts:
             metadata_errors="replace",
         )
     except (av.FFmpegError, ValueError, OSError):
-        reason = "is not in a format that is served, or its header is damaged"
+        reason = "is not in a supported format, or its header is damaged"
         raise RefusedError(415, f"is cut short: {lacking}" if lacking else reason) from None
     try:
         with container:
@@ -114,26 +114,26 @@ def probe(file: BinaryIO, bounds: Bounds) -> Facts:
     return facts
 
 
-def _facts(container: InputContainer, bounds: Bounds, canvas: tuple[int, int] | None) -> Facts:
+def _facts(container: InputContainer, bounds: Bounds, canvas: tuple[int, int] | None) -> MediaInfo:
     if len(container.streams) > MAX_STREAMS:
         raise RefusedError(422, f"has {len(container.streams)} streams; the limit is {MAX_STREAMS}")
-    facts = Facts(container.format.name.split(",")[0])
+    facts = MediaInfo(container.format.name.split(",")[0])
     _video(container, facts, bounds, canvas)
     _audio(container, facts)
     if facts.video is None and facts.audio is None:
-        raise RefusedError(415, "holds neither a picture nor a sound that can be decoded")
+        raise RefusedError(415, "contains neither video nor audio that can be decoded")
     brand = str(container.metadata.get("major_brand", "")).strip()
     facts.picture = facts.video == _PICTURE_CODECS.get(facts.container, "") or (
         facts.container == "mov" and brand in _AVIF_BRANDS
     )
     if container.duration:
         _check_duration(container.duration / av.time_base, bounds)
-    _walk(container, facts, bounds)
+    _count_packets(container, facts, bounds)
     return facts
 
 
 def _video(
-    container: InputContainer, facts: Facts, bounds: Bounds, canvas: tuple[int, int] | None
+    container: InputContainer, facts: MediaInfo, bounds: Bounds, canvas: tuple[int, int] | None
 ) -> None:
     stream = default_track(container.streams.video)
     if stream is None:
@@ -142,7 +142,7 @@ def _video(
     name = codec.name if codec is not None else "unknown"
     still = facts.container not in CONTAINERS
     if name not in (_PICTURE_CODECS.values() if still else VIDEO_CODECS):
-        raise RefusedError(415, f"has pictures in the codec {name}, which is not served")
+        raise RefusedError(415, f"has video in the unsupported codec {name}")
     facts.video, facts.width, facts.height = name, codec.width, codec.height
     if name == "webp" and canvas is not None:
         facts.width, facts.height = canvas
@@ -162,14 +162,14 @@ def _video(
         )
 
 
-def _audio(container: InputContainer, facts: Facts) -> None:
+def _audio(container: InputContainer, facts: MediaInfo) -> None:
     stream = default_track(container.streams.audio)
     if stream is None:
         return
     codec: Any = stream.codec_context
     name = codec.name if codec is not None else "unknown"
     if name not in AUDIO_CODECS:
-        raise RefusedError(415, f"has sound in the codec {name}, which is not served")
+        raise RefusedError(415, f"has audio in the unsupported codec {name}")
     low, high = SAMPLE_RATES
     if not low <= codec.sample_rate <= high:
         raise RefusedError(
@@ -180,8 +180,8 @@ def _audio(container: InputContainer, facts: Facts) -> None:
     facts.audio, facts.sample_rate = name, codec.sample_rate
 
 
-def _walk(container: InputContainer, facts: Facts, bounds: Bounds) -> None:
-    """Count frames and seconds of the longest stream; stop at the limits."""
+def _count_packets(container: InputContainer, facts: MediaInfo, bounds: Bounds) -> None:
+    """Measure the frames and the longest stream from the packets, up to the limits."""
     spans: dict[int, _Span] = {}
     reached = 0.0
     kinds = {stream.index: stream.type for stream in container.streams}
@@ -204,7 +204,7 @@ def _walk(container: InputContainer, facts: Facts, bounds: Bounds) -> None:
         reached = max(reached, span.last)
         _check_duration(span.seconds, bounds)
     if not facts.frames and not spans:
-        raise RefusedError(422, "is empty: its streams hold nothing")
+        raise RefusedError(422, "is empty: its streams have no packets")
     stated = (container.duration or 0) / av.time_base
     if reached and missing_seconds(container.format.name, stated, reached):
         raise RefusedError(
@@ -213,7 +213,7 @@ def _walk(container: InputContainer, facts: Facts, bounds: Bounds) -> None:
 
 
 class _Span:
-    """How long a stream plays: what its packets add up to, or how far they reach."""
+    """The duration of a stream: the sum of its packet durations or their time span."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

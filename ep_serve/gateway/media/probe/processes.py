@@ -1,4 +1,4 @@
-"""The gateway's side of the helper process that probes media."""
+"""Run probe jobs in the helper process."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG")
-"""The helper gets nothing else: the environment may hold secrets."""
+"""Variables that the helper inherits; others may hold secrets."""
 MODULE = "ep_serve.gateway.media.probe.helper"
 _GRACE_S = 5.0
 
 
 class _HelperError(Exception):
-    """The helper ended, or does not answer."""
+    """The helper ended or does not respond."""
 
 
 class _Helper:
@@ -43,10 +43,10 @@ class _Helper:
 
     @classmethod
     async def start(cls) -> _Helper:
-        """Start one.
+        """Start a helper.
 
         Raises:
-            OSError: the system has no room for it.
+            OSError: the process cannot be started.
         """
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -56,7 +56,7 @@ class _Helper:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
             env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
-            start_new_session=True,  # a terminal's Ctrl-C is for the gateway
+            start_new_session=True,  # Ctrl-C in a terminal must not kill it
         )
         return cls(process)
 
@@ -65,26 +65,26 @@ class _Helper:
         return self._process.pid
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         return not self._reader.done() and self._process.returncode is None
 
-    async def ask(self, job: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        """The answer to a job.
+    async def submit(self, job: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Run a job and return its result.
 
         Raises:
-            _HelperError: there is none; then the helper is dead.
+            _HelperError: the helper ended or timed out; it is killed.
         """
         name = str(next(self._numbers))
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._answers[name] = future
         try:
-            if not self.alive:
+            if not self.is_alive:
                 raise _HelperError
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps({"id": name, **job}).encode() + b"\n")
             async with asyncio.timeout(timeout_s):
                 return await future
-        except (TimeoutError, OSError, RuntimeError):  # what writing to an ended process raises
+        except (TimeoutError, OSError, RuntimeError):  # RuntimeError: the process has ended
             self.kill()
             raise _HelperError from None
         finally:
@@ -95,7 +95,7 @@ class _Helper:
             self._process.kill()
 
     async def close(self) -> None:
-        """End the helper; its children end with their time limit."""
+        """Stop the helper; its children end by their time limits."""
         self.kill()
         self._reader.cancel()
         await self._process.wait()
@@ -109,15 +109,15 @@ class _Helper:
                 if future is not None and not future.done():
                     future.set_result(answer)
         except (OSError, LookupError, ValueError):
-            self.kill()  # it says what nobody understands
-        finally:  # its children have ended too: they write to the same pipe
+            self.kill()  # invalid output
+        finally:  # its children have ended too: they share the pipe
             for future in self._answers.values():
                 if not future.done():
                     future.set_exception(_HelperError())
 
 
-class Prober:
-    """Probes media, a few at a time."""
+class MediaProber:
+    """Probes media with limited concurrency."""
 
     def __init__(self, settings: ProbeSettings, metrics: Metrics) -> None:
         self._settings = settings
@@ -132,21 +132,21 @@ class Prober:
         names = ("max_duration_s", "max_frames", "max_pixels", "max_aspect")
         self._bounds = {name: getattr(settings, name) for name in names}
 
-    async def probe(self, path: Path, share: str = "") -> dict[str, Any]:
-        """The facts about a file (`inspection.Facts` as a dict).
+    async def probe(self, path: Path, tenant: str = "") -> dict[str, Any]:
+        """Probe a file and return `inspection.MediaInfo` as a dict.
 
         Args:
             path: the file.
-            share: whose share of the slots it takes.
+            tenant: tenant whose slot it uses.
 
         Raises:
-            ApiError: 415 or 422, with the limit named; 503 if no process can be started.
+            ApiError: 415 or 422 with the limit, 503 if no process can be started.
         """
-        await self._slots.acquire(share)
-        # The work goes on, and with it the slot, when nobody waits for it any more.
-        running = asyncio.create_task(self._ask(path))
+        await self._slots.acquire(tenant)
+        # If the request is cancelled, the job continues and keeps its slot.
+        running = asyncio.create_task(self._run(path))
         self._running.add(running)
-        running.add_done_callback(lambda _: self._ended(running, share))
+        running.add_done_callback(lambda _: self._ended(running, tenant))
         answer = await asyncio.shield(running)
         if "facts" in answer:
             facts: dict[str, Any] = answer["facts"]
@@ -157,47 +157,49 @@ class Prober:
         )
 
     async def close(self) -> None:
-        """End the helper."""
+        """Stop the helper."""
         for running in self._running:
             running.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
         if self._helper is not None:
             await self._helper.close()
 
-    def _ended(self, running: asyncio.Task[dict[str, Any]], share: str) -> None:
+    def _ended(self, running: asyncio.Task[dict[str, Any]], tenant: str) -> None:
         self._running.discard(running)
-        self._slots.release(share)
+        self._slots.release(tenant)
         if not running.cancelled():
-            running.exception()  # whoever would have heard of it may be gone
+            running.exception()  # mark as retrieved
 
-    async def _ask(self, path: Path) -> dict[str, Any]:
+    async def _run(self, path: Path) -> dict[str, Any]:
         job = {"path": str(path), "bounds": self._bounds, **self._limits}
         seconds = self._settings.timeout_s + _GRACE_S
         try:
             with self._metrics.probe_seconds.time():
                 try:
-                    return await (await self._shared()).ask(job, seconds)
+                    return await (await self._shared_helper()).submit(job, seconds)
                 except _HelperError:
-                    logger.error("the process that probes media ended; its media are tried alone")
-                return await self._ask_alone(job, seconds)
+                    logger.error(
+                        "the probe helper ended; its media are probed in separate processes"
+                    )
+                return await self._run_isolated(job, seconds)
         except OSError as error:
-            logger.error("no process to probe media: %s", error.strerror)
+            logger.error("cannot start the probe helper: %s", error.strerror)
             raise ApiError(
-                503, "Media cannot be checked now.", code="overloaded", retry_after=5
+                503, "Media cannot be probed at the moment.", code="overloaded", retry_after=5
             ) from None
 
-    async def _ask_alone(self, job: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Ask a helper that has nothing else to do: only the medium that ends it is refused."""
+    async def _run_isolated(self, job: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """Run a job in its own helper, so that only the medium that crashes it is rejected."""
         helper = await _Helper.start()
         try:
-            return await helper.ask(job, seconds)
+            return await helper.submit(job, seconds)
         except _HelperError:
             return {"status": 422, "reason": "cannot be read safely"}
         finally:
             await helper.close()
 
-    async def _shared(self) -> _Helper:
+    async def _shared_helper(self) -> _Helper:
         async with self._starting:
-            if self._helper is None or not self._helper.alive:
+            if self._helper is None or not self._helper.is_alive:
                 self._helper = await _Helper.start()
             return self._helper

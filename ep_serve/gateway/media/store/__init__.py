@@ -1,1 +1,1 @@
-"""Media on disk or in a bucket, by their SHA-256."""
+"""Content-addressed media storage on disk or in an S3 bucket."""

@@ -1,8 +1,8 @@
-"""What a bucket holds: `blobs/` by their SHA-256, and a small object for each file.
+"""Access to an S3 bucket with `blobs/` by SHA-256 and a JSON object for each file.
 
-`files/<digest of the tenant>/<id of the file>` is what is known about a file, as JSON. It never
-changes, and it is written after the blob that it names: whoever sees it can read the blob. Nothing
-else is kept anywhere, so that a gateway without a memory finds everything.
+`files/<digest of the tenant>/<id of the file>` holds the metadata of a file. It is immutable and
+written after its blob, so that a listed file is always readable. There is no other state: a gateway
+with an empty disk finds all files.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 _RETRIES = 3
 _WHOLE = timedelta(minutes=10)
-"""The largest medium, over a slow line."""
+"""Request timeout, for the largest medium over a slow connection."""
 _CHUNK = 1 << 20
 _PAGE = 1_000
-"""What S3 lists at once."""
+"""Page size of S3 listings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,9 @@ class Stored:
 
 
 class Bucket:
-    """A bucket of any server that speaks S3.
+    """A bucket of an S3-compatible server.
 
-    All methods raise `ApiError` 503 if it does not answer as it should.
+    All methods raise `ApiError` 503 if the bucket fails.
     """
 
     def __init__(self, settings: S3Settings) -> None:
@@ -73,8 +73,8 @@ class Bucket:
     # -- blobs ---------------------------------------------------------------------------------
 
     async def has(self, digest: str) -> bool:
-        """Whether a blob is there now."""
-        with _reported("head"):
+        """Return whether a blob exists."""
+        with _translated_errors("head"):
             try:
                 await obstore.head_async(self._store, _blob(digest))
             except FileNotFoundError:
@@ -82,13 +82,13 @@ class Bucket:
             return True
 
     async def put(self, digest: str, path: Path) -> None:
-        """Store a file as a blob; it is there whole or not at all."""
-        with _reported("put"):
+        """Upload a file as a blob, atomically."""
+        with _translated_errors("put"):
             await obstore.put_async(self._store, _blob(digest), path)
 
     async def chunks(self, digest: str) -> AsyncGenerator[bytes]:
-        """The bytes of a blob; none if it is not there."""
-        with _reported("get"):
+        """Yield the content of a blob, nothing if it does not exist."""
+        with _translated_errors("get"):
             try:
                 answer = await obstore.get_async(self._store, _blob(digest))
             except FileNotFoundError:
@@ -97,9 +97,9 @@ class Bucket:
                 yield bytes(chunk)
 
     async def blobs(self) -> dict[str, Stored]:
-        """All blobs by their digest."""
+        """List all blobs by digest."""
         found = {}
-        with _reported("list"):
+        with _translated_errors("list"):
             async for page in obstore.list(self._store, "blobs", chunk_size=_PAGE):
                 for item in page:
                     digest = item["path"].rpartition("/")[2]
@@ -109,30 +109,30 @@ class Bucket:
     # -- files ---------------------------------------------------------------------------------
 
     async def put_file(self, file: File) -> None:
-        """Write down a file, whose blob is there."""
-        with _reported("put"):
+        """Write the metadata of a file whose blob exists."""
+        with _translated_errors("put"):
             await obstore.put_async(
                 self._store, _file(file.tenant, file.id), pydantic_core.to_json(asdict(file))
             )
 
     async def file(self, tenant: str, file_id: str) -> File | None:
-        """What is written about a tenant's file."""
+        """Read the metadata of a tenant's file."""
         return await self._read(_file(tenant, file_id))
 
     async def file_paths(self) -> dict[str, str]:
-        """Where the files of all tenants are, by their id."""
+        """List the object paths of all files by id."""
         found: dict[str, str] = {}
-        with _reported("list"):
+        with _translated_errors("list"):
             async for page in obstore.list(self._store, "files", chunk_size=_PAGE):
                 found |= {item["path"].rpartition("/")[2]: item["path"] for item in page}
         return found
 
     async def file_ids(self, tenant: str, after: str | None, limit: int) -> list[str]:
-        """The ids of up to `limit` files of a tenant in alphabetical order, after one."""
+        """List up to `limit` file ids of a tenant in alphabetical order, after one."""
         found: list[str] = []
         folder = _folder(tenant)
         offset = f"{folder}/{after}" if after else None
-        with _reported("list"):
+        with _translated_errors("list"):
             pages = obstore.list(self._store, folder, offset=offset, chunk_size=min(limit, _PAGE))
             async for page in pages:
                 found += (item["path"].rpartition("/")[2] for item in page)
@@ -141,18 +141,18 @@ class Bucket:
         return sorted(found)[:limit]
 
     async def read(self, path: str) -> File | None:
-        """What is written at one of `file_paths`; None if it is gone or makes no sense."""
+        """Read one of `file_paths`; None if it is missing or invalid."""
         return await self._read(path)
 
-    async def erase(self, files: Sequence[File], blobs: Sequence[str]) -> None:
-        """Remove files, then blobs; those that are not there do not matter."""
+    async def delete(self, files: Sequence[File], blobs: Sequence[str]) -> None:
+        """Delete files, then blobs; missing ones are ignored."""
         for paths in ([_file(file.tenant, file.id) for file in files], [_blob(b) for b in blobs]):
             if paths:
-                with _reported("delete"):
+                with _translated_errors("delete"):
                     await obstore.delete_async(self._store, paths)
 
     async def _read(self, path: str) -> File | None:
-        with _reported("get"):
+        with _translated_errors("get"):
             try:
                 answer = await obstore.get_async(self._store, path)
                 content = await answer.bytes_async()
@@ -161,12 +161,12 @@ class Bucket:
         try:
             return File(**pydantic_core.from_json(bytes(content)))
         except (TypeError, ValueError):
-            logger.warning("an object in the bucket is no file of ours")
+            logger.warning("an object in the bucket has invalid metadata")
             return None
 
 
 def _config(settings: S3Settings) -> S3Config:
-    # Servers other than Amazon's have no host name for each bucket.
+    # Only Amazon S3 has a host name for each bucket.
     amazon = settings.endpoint is None
     config: S3Config = {"region": settings.region, "virtual_hosted_style_request": amazon}
     if settings.endpoint is not None:
@@ -186,17 +186,17 @@ def _file(tenant: str, file_id: str) -> str:
 
 
 def _folder(tenant: str) -> str:
-    # A tenant's name may hold characters that are special in the name of an object.
+    # A tenant's name may contain characters that are special in object names.
     return f"files/{hashlib.sha256(tenant.encode()).hexdigest()[:32]}"
 
 
 @contextmanager
-def _reported(what: str) -> Iterator[None]:
-    """Log what the bucket refused, without names of objects, and answer 503."""
+def _translated_errors(what: str) -> Iterator[None]:
+    """Log errors without object names and convert them to `ApiError` 503."""
     try:
         yield
     except (BaseError, OSError) as error:
         logger.error("the bucket failed", extra={"operation": what, "kind": type(error).__name__})
         raise ApiError(
-            503, "The media storage cannot be reached.", code="storage_unavailable", retry_after=5
+            503, "The media storage is unavailable.", code="storage_unavailable", retry_after=5
         ) from error

@@ -1,14 +1,14 @@
-"""What requests are using, and how much of it is whose."""
+"""Reference counts of media in use, with their bytes per tenant."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 
-class InUse:
-    """Media that have to stay: what is being received, and what running requests refer to.
+class PinnedMedia:
+    """Media that must not be evicted: incoming ones and those of running requests.
 
-    The event loop changes it. Other threads may ask whether a name is in it.
+    Only the event loop modifies it. Other threads may test membership.
     """
 
     def __init__(self) -> None:
@@ -20,30 +20,30 @@ class InUse:
     def __contains__(self, name: object) -> bool:
         return name in self._users
 
-    def of(self, tenant: str) -> int:
-        """Bytes that a tenant uses; what several tenants use counts for each of them."""
+    def tenant_bytes(self, tenant: str) -> int:
+        """Return the bytes that a tenant pins; shared media count for each tenant."""
         return self._tenants[tenant]
 
-    def oldest(self, name: str, tenant: str) -> bool:
-        """Whether the tenant uses nothing that it began to use before this."""
+    def is_oldest(self, name: str, tenant: str) -> bool:
+        """Return whether a medium is the oldest one that the tenant pins."""
         return next((used for used, users in self._users.items() if tenant in users), name) == name
 
-    def hold(self, name: str, tenant: str) -> None:
-        """Let a medium stay until `release` is called as often."""
+    def pin(self, name: str, tenant: str) -> None:
+        """Pin a medium until `unpin` is called as often."""
         users = self._users.setdefault(name, Counter())
         if not users[tenant]:
             self._tenants[tenant] += self._sizes.get(name, 0)
         users[tenant] += 1
 
     def resize(self, name: str, nbytes: int) -> None:
-        """Count the bytes of a medium that is held; until then it counts for nothing."""
+        """Set the bytes of a pinned medium, initially 0."""
         change = nbytes - self._sizes.get(name, 0)
         self._sizes[name] = nbytes
         self.nbytes += change
         for tenant in self._users[name]:
             self._tenants[tenant] += change
 
-    def release(self, name: str, tenant: str) -> None:
+    def unpin(self, name: str, tenant: str) -> None:
         users = self._users[name]
         users[tenant] -= 1
         if users[tenant]:

@@ -1,12 +1,12 @@
-"""Media on disk, by their SHA-256: stored once, within a quota, for a time.
+"""The media store on disk: content-addressed, with a quota and expiry.
 
-A folder holds `blobs/` (complete media), `incoming/` (what is being received) and `index.sqlite`. A
-medium is complete when it is renamed into `blobs/` and is known when its row is committed; whatever
-a crash leaves between the two is removed at the next start.
+The directory contains `blobs/` (complete media), `incoming/` (unfinished uploads) and
+`index.sqlite`. A medium is complete when it is renamed into `blobs/` and indexed when its row is
+committed; what a crash leaves in between is removed at the next start.
 
-The event loop never waits for the disk. One thread owns the index and what moves in `blobs/`, so
-that its steps never mix; other threads write and hash what is received. Work in a thread is done to
-its end when a request that waits for it is cancelled.
+Disk access never blocks the event loop. One thread owns the index and changes `blobs/`, so that
+these operations are serialized; other threads write and hash uploads. Work in a thread completes
+even if the request is cancelled.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from ep_serve.gateway.errors import ApiError
-from ep_serve.gateway.media.store.in_use import InUse
+from ep_serve.gateway.media.store.in_use import PinnedMedia
 from ep_serve.gateway.media.store.index import Blob, File, Index, new_file, storage_full
 from ep_serve.gateway.media.store.threads import DiskThreads
 from ep_serve.gateway.media.store.upload import Upload
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _NEWER_THAN_ALL = 1 << 62
 _SPARE = 256 << 20
-"""Bytes that media in use may take beside files that fill the quota, or a quarter of the quota."""
+"""Bytes for pinned media in addition to files that fill the quota, or a quarter of the quota."""
 
 
 class Store:
@@ -48,7 +48,7 @@ class Store:
         self._root = settings.path.absolute()
         self._blobs = self._root / "blobs"
         self._incoming = self._root / "incoming"
-        self._in_use = InUse()
+        self._in_use = PinnedMedia()
         self._index = Index(
             settings.quota_bytes, self._in_use, self._erase_blob, metrics.store_bytes.set
         )
@@ -58,17 +58,17 @@ class Store:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes on disk, those of unfinished uploads too."""
+        """Bytes on disk, including unfinished uploads."""
         return self._index.used
 
     async def open(self) -> None:
-        """Take the folder over and repair what a crash left.
+        """Lock the directory and clean up after a crash.
 
         Raises:
-            SettingsError: another process has it, or it cannot be written.
+            SettingsError: another process uses it, or it is not writable.
         """
         try:
-            await self.threads.in_order(self._open)
+            await self.threads.run_serialized(self._open)
         except SettingsError:
             await self.close()
             raise
@@ -80,7 +80,7 @@ class Store:
 
     async def close(self) -> None:
         await asyncio.gather(*self._ending, return_exceptions=True)
-        await self.threads.in_order(self._index.close)
+        await self.threads.run_serialized(self._index.close)
         self.threads.close()
         if self._lock is not None:
             self._lock.close()
@@ -99,34 +99,34 @@ class Store:
         self._sweep()
 
     def _repair(self) -> None:
-        # Nobody can name a medium that came with a request of the process before.
-        self._index.forget_unnamed()
+        # Media of requests of the previous process cannot be referenced any more.
+        self._index.remove_unnamed()
         known = self._index.blobs()
         for path in self._blobs.glob("*/*"):
             if known.get(path.name) == path.stat().st_size:
                 del known[path.name]
             else:
                 path.unlink()
-        self._index.forget(known)
-        self._index.forget_facts()  # the limits may have changed
+        self._index.remove(known)
+        self._index.clear_facts()  # the limits may have changed
 
     # -- media ---------------------------------------------------------------------------------
 
     @asynccontextmanager
     async def receive(self, tenant: str = "") -> AsyncIterator[Upload]:
-        """Receive a medium: `write` it, then `commit` it; otherwise nothing of it stays.
+        """Yield an upload: `write` it, then `commit` it; otherwise it is discarded.
 
-        A committed medium stays until the end of the block at least.
+        A committed medium stays pinned until the end of the block.
 
         Args:
-            tenant: whose share of the room it takes; "" for nobody's.
+            tenant: tenant whose quota it uses; "" for none.
         """
         upload = Upload(self, self._incoming / secrets.token_hex(16), tenant)
-        self._in_use.hold(upload.name, tenant)
+        self._in_use.pin(upload.name, tenant)
         try:
             yield upload
         finally:
-            # A task, because whoever receives may be cancelled a second time.
+            # A task, because the caller may be cancelled again.
             ending = asyncio.create_task(upload.end())
             self._ending.add(ending)
             ending.add_done_callback(self._ending.discard)
@@ -134,92 +134,92 @@ class Store:
 
     @asynccontextmanager
     async def pinned(self, digest: str, tenant: str = "") -> AsyncIterator[Path]:
-        """The path of a medium, which stays there inside the block.
+        """Yield the path of a medium, which is pinned inside the block.
 
         Raises:
-            ApiError: 404 if it is gone.
+            ApiError: 404 if it does not exist.
         """
-        self._in_use.hold(digest, tenant)
+        self._in_use.pin(digest, tenant)
         try:
-            nbytes, named = await self.threads.in_order(self._look_up, digest)
-            if not named:  # the quota has room for files
+            nbytes, named = await self.threads.run_serialized(self._look_up, digest)
+            if not named:  # files are counted by the quota
                 self._in_use.resize(digest, nbytes)
             yield self.path(digest)
         finally:
-            self._in_use.release(digest, tenant)
+            self._in_use.unpin(digest, tenant)
 
     def _look_up(self, digest: str) -> tuple[int, bool]:
         nbytes = self._index.size(digest)
         if nbytes is None or not self.path(digest).is_file():
             raise not_found()
-        with suppress(sqlite3.Error):  # a full disk can still be read
+        with suppress(sqlite3.Error):  # reading works on a full disk
             self._index.touch(digest)
-        return nbytes, self._index.named(digest)
+        return nbytes, self._index.is_named(digest)
 
     async def facts(self, digest: str) -> dict[str, Any] | None:
-        """What probing said about a medium."""
-        return await self.threads.in_order(self._index.facts, digest)
+        """Return the probed properties of a medium, or None."""
+        return await self.threads.run_serialized(self._index.facts, digest)
 
-    async def remember_facts(self, digest: str, facts: dict[str, Any]) -> None:
-        """Note what probing said, if the disk has room."""
+    async def save_facts(self, digest: str, facts: dict[str, Any]) -> None:
+        """Save the probed properties, unless the disk is full."""
         with suppress(ApiError):
-            await self.threads.in_order(self._index.remember_facts, digest, facts)
+            await self.threads.run_serialized(self._index.save_facts, digest, facts)
 
     async def sweep(self) -> None:
-        """Remove what is too old."""
-        await self.threads.in_order(self._sweep)
+        """Remove expired media and files."""
+        await self.threads.run_serialized(self._sweep)
 
     def _sweep(self) -> None:
         self._index.sweep(self._settings.media_ttl_s)
-        self._index.drop_unnamed(0)
+        self._index.evict_unnamed(0)
 
     # -- files ---------------------------------------------------------------------------------
 
     async def add_file(self, tenant: str, blob: Blob, name: str, purpose: str) -> File:
-        """Give a stored medium a name; it is in use. From then on it outlives a power failure.
+        """Create a durable file of a pinned medium.
 
         Raises:
-            ApiError: 503 if files take all room, and none of them may be removed for it.
+            ApiError: 503 if the quota is used by files that must not be evicted.
         """
         file = new_file(tenant, blob, name, purpose, self._settings.file_ttl_s)
-        await self.threads.aside(_sync, self.path(blob.digest))
-        await self.threads.in_order(self._add_file, file)
+        await self.threads.run_parallel(_sync, self.path(blob.digest))
+        await self.threads.run_serialized(self._add_file, file)
         return file
 
     def _add_file(self, file: File) -> None:
-        nbytes = 0 if self._index.named(file.digest) else file.nbytes
-        self._index.drop_files(file.tenant, nbytes)
+        nbytes = 0 if self._index.is_named(file.digest) else file.nbytes
+        self._index.evict_files(file.tenant, nbytes)
         self._index.add_file(file)
-        self._index.drop_unnamed(0)
+        self._index.evict_unnamed(0)
 
     async def file(self, tenant: str, file_id: str) -> File:
-        """A tenant's file; 404 if it has none of that id, or if it has expired."""
-        file = await self.threads.in_order(self._index.file, tenant, file_id)
+        """Return a tenant's file; raise 404 if it is missing or expired."""
+        file = await self.threads.run_serialized(self._index.file, tenant, file_id)
         if file is None:
             raise not_found()
         return file
 
     async def files(self, tenant: str, after: str | None, limit: int) -> list[File]:
-        """Up to `limit` files of a tenant, newest first, older than the file `after`."""
+        """List up to `limit` files of a tenant, newest first, older than the file `after`."""
         before = (await self.file(tenant, after)).number if after else _NEWER_THAN_ALL
-        return await self.threads.in_order(self._index.files, tenant, before, limit)
+        return await self.threads.run_serialized(self._index.files, tenant, before, limit)
 
     async def delete_file(self, tenant: str, file_id: str) -> None:
-        """Forget a file, and its content if nobody else named it."""
+        """Delete a file, and its content if it has no other files."""
         file = await self.file(tenant, file_id)
-        await self.threads.in_order(self._index.drop_file, file)
+        await self.threads.run_serialized(self._index.delete_file, file)
 
     # -- uploads -------------------------------------------------------------------------------
 
-    async def make_room(self, upload: Upload, nbytes: int) -> None:
-        """Count bytes of an upload that are to be written.
+    async def reserve(self, upload: Upload, nbytes: int) -> None:
+        """Reserve space for bytes of an upload.
 
-        Nobody knows yet whether it is a medium, so only media without a name give way to it. What
-        is in use fits beside the files, or takes some spare room if files fill the quota.
+        The content is not validated yet, so only media without files are evicted for it. Pinned
+        media use the space beside files, or some spare space if files fill the quota.
 
         Raises:
-            ApiError: 503 if there is no room, 429 if the tenant uses more than it leaves free; its
-                oldest is not refused for that, or media that grow side by side would all be.
+            ApiError: 503 if the store is full, 429 if the tenant uses more than it leaves free. Its
+                oldest upload is exempt, so that concurrent uploads do not all fail.
         """
         self._index.reserve(nbytes)
         upload.reserved += nbytes
@@ -229,20 +229,21 @@ class Store:
         free = most - self._in_use.nbytes
         if free < 0:
             raise storage_full()
-        others = self._in_use.of(upload.tenant) - upload.reserved
-        if upload.tenant and others > free and not self._in_use.oldest(upload.name, upload.tenant):
+        others = self._in_use.tenant_bytes(upload.tenant) - upload.reserved
+        is_oldest = self._in_use.is_oldest(upload.name, upload.tenant)
+        if upload.tenant and others > free and not is_oldest:
             raise ApiError(
                 429, "Too many media of this client at once.", code="overloaded", retry_after=2
             )
         used_blobs = self._in_use.nbytes - self._index.reserved
         if self._index.used > quota and self._index.unnamed_bytes > used_blobs:
-            await self.threads.in_order(self._index.drop_unnamed, 0)
+            await self.threads.run_serialized(self._index.evict_unnamed, 0)
 
     async def admit(self, upload: Upload, digest: str) -> Blob:
-        """Take a received medium into the store, where it stays until the upload ends."""
+        """Move a complete upload into the store, pinned until the upload ends."""
         upload.digest = digest
-        self._in_use.hold(digest, upload.tenant)
-        nbytes = await self.threads.in_order(self._admit, upload, digest)
+        self._in_use.pin(digest, upload.tenant)
+        nbytes = await self.threads.run_serialized(self._admit, upload, digest)
         self._in_use.resize(digest, nbytes)
         self._in_use.resize(upload.name, 0)
         return Blob(digest, nbytes)
@@ -268,21 +269,21 @@ class Store:
         return upload.nbytes
 
     async def end(self, upload: Upload) -> None:
-        """Forget what is left of an upload."""
+        """Remove the remains of an upload."""
         with suppress(ApiError):  # it is logged
-            await self.threads.in_order(self._remove_rest, upload)
-        self._in_use.release(upload.name, upload.tenant)
+            await self.threads.run_serialized(self._remove_partial, upload)
+        self._in_use.unpin(upload.name, upload.tenant)
         if upload.digest is not None:
-            self._in_use.release(upload.digest, upload.tenant)
+            self._in_use.unpin(upload.digest, upload.tenant)
             with suppress(ApiError):
-                await self.threads.in_order(self._let_go, upload.digest, upload.refused)
+                await self.threads.run_serialized(self._release_blob, upload.digest, upload.refused)
 
-    def _let_go(self, digest: str, refused: bool) -> None:
+    def _release_blob(self, digest: str, refused: bool) -> None:
         if refused:
-            self._index.release(digest)
-        self._index.drop_unnamed(0)
+            self._index.remove_if_unused(digest)
+        self._index.evict_unnamed(0)
 
-    def _remove_rest(self, upload: Upload) -> None:
+    def _remove_partial(self, upload: Upload) -> None:
         try:
             upload.path.unlink(missing_ok=True)
         finally:
@@ -295,17 +296,17 @@ class Store:
             self._metrics.store_evicted.inc()
 
     def path(self, digest: str) -> Path:
-        """Where a medium is, if it is stored."""
+        """Return the path of a medium, whether it exists or not."""
         return self._blobs / digest[:2] / digest
 
 
 def not_found() -> ApiError:
-    """404: the same for files that never were and files of others."""
-    return ApiError(404, "There is no such file.", code="file_not_found")
+    """404 for a missing file or one of another tenant."""
+    return ApiError(404, "The file does not exist.", code="file_not_found")
 
 
 def _sync(path: Path) -> None:
-    """Let a file outlive a power failure, under its name."""
+    """Flush a file and its directory entry to disk."""
     for what in (path, path.parent):
         handle = os.open(what, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Threads for work on a disk, which the event loop must not wait for."""
+"""Thread pools for disk access."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DiskThreads:
-    """One thread for what has to happen in order, and some for what may take longer.
+    """A single thread for serialized operations and a pool for slow ones.
 
-    Work that has begun is done to its end, even if the caller is cancelled.
+    Started work completes even if the caller is cancelled.
     """
 
     def __init__(self) -> None:
@@ -33,20 +33,20 @@ class DiskThreads:
         self._writers = ThreadPoolExecutor(_WRITERS, "store-writer")
 
     def close(self) -> None:
-        """Wait for all work."""
+        """Wait for pending work and stop the threads."""
         self._owner.shutdown()
         self._writers.shutdown()
 
-    async def in_order(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Do something after everything that was begun before.
+    async def run_serialized(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Run a function after all earlier serialized ones.
 
         Raises:
             ApiError: 507 if the disk is full, 503 if it fails in another way.
         """
         return await _done(self._owner, work, *arguments)
 
-    async def aside(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Do something beside all else; raises the same."""
+    async def run_parallel(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
+        """Run a function concurrently; raises the same errors."""
         return await _done(self._writers, work, *arguments)
 
 
@@ -60,13 +60,13 @@ async def _done(threads: Executor, work: Callable[..., _Result], *arguments: Any
 
 
 def _retrieve(done: asyncio.Future[Any]) -> None:
-    """Take note of an error: nobody may be left to hear of it."""
+    """Mark an exception as retrieved, because the caller may be cancelled."""
     if not done.cancelled():
         done.exception()
 
 
 def _storage_error(error: OSError | sqlite3.Error) -> ApiError:
-    """What a client is told when the disk fails, and a log entry."""
+    """Log a disk error and return the error for the client."""
     if isinstance(error, OSError):
         full, reason = error.errno in _FULL, error.strerror
     else:

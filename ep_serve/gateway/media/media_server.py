@@ -1,7 +1,7 @@
-"""How an engine gets a medium: a URL on a port of its own that works as long as the request.
+"""Serve media to engines on the internal port, by URLs that are valid during a request.
 
-The port is for engines only; a token of 256 random bits names the medium, so that whoever reaches
-the port by mistake finds nothing.
+URLs contain a token of 256 random bits, so that they cannot be guessed by others who reach the
+port.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 
-class Lender:
-    """Lends media to engines, which may pause for `pause_s` while they read."""
+class MediaServer:
+    """An ASGI application with temporary URLs of media; readers may pause for `pause_s`."""
 
     def __init__(self, pause_s: float) -> None:
         self._pause_s = pause_s
         self.base_url = ""
-        """Where engines find `app`; set once its port is known."""
-        self._lent: dict[str, Path] = {}
+        """URL of `app` for engines, set once its port is known."""
+        self._paths: dict[str, Path] = {}
         self.app = Starlette(routes=[Route("/media/{token}", self._serve, methods=["GET"])])
 
     @contextmanager
-    def lent(self, path: Path) -> Iterator[str]:
-        """The URL of a file; it works inside the block."""
+    def publish(self, path: Path) -> Iterator[str]:
+        """Yield a URL of a file that is valid inside the block."""
         token = secrets.token_urlsafe(32)
-        self._lent[token] = path
+        self._paths[token] = path
         try:
             yield f"{self.base_url}/media/{token}"
         finally:
-            del self._lent[token]
+            del self._paths[token]
 
     async def _serve(self, request: Request) -> Response:
-        path = self._lent.get(request.path_params["token"])
+        path = self._paths.get(request.path_params["token"])
         if path is None:
             return Response(status_code=404)
         return MediaResponse(path, self._pause_s)

@@ -1,4 +1,4 @@
-"""Which nodes of an AND-OR graph hold: what has a finite expansion, what may be empty."""
+"""Evaluate AND-OR graphs with cycles, to find rules with a finite or an empty expansion."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 
 class AndOrGraph:
-    """Nodes that hold when all (AND) or one (OR) of their children do.
+    """Nodes that are satisfied when all (AND) or one (OR) of their children are.
 
-    Cycles are allowed: a node that would have to hold for itself to hold does not.
+    `solve` computes the least fixed point, so a cycle does not satisfy itself.
     """
 
     def __init__(self) -> None:
@@ -16,17 +16,17 @@ class AndOrGraph:
         self._parents: list[list[int]] = []
 
     def add(self) -> int:
-        """Return a new node, that does not hold before it is defined."""
+        """Add a node, unsatisfied until it is defined, and return it."""
         self._missing.append(-1)
         self._parents.append([])
         return len(self._missing) - 1
 
     def require_all(self, node: int, children: Iterable[int]) -> int:
-        """Let a node hold when all children do, at once if there are none; return it."""
+        """Define an AND node, satisfied if it has no children, and return it."""
         return self._define(node, list(children), every=True)
 
     def require_one(self, node: int, children: Iterable[int]) -> int:
-        """Let a node hold when one of the children does; return it."""
+        """Define an OR node and return it."""
         return self._define(node, list(children), every=False)
 
     def _define(self, node: int, children: list[int], *, every: bool) -> int:
@@ -36,14 +36,14 @@ class AndOrGraph:
         return node
 
     def solve(self) -> set[int]:
-        """Return the nodes that hold."""
+        """Return the satisfied nodes."""
         missing = list(self._missing)
         ready = [node for node, count in enumerate(missing) if count == 0]
-        holding = set(ready)
+        satisfied = set(ready)
         while ready:
             for parent in self._parents[ready.pop()]:
                 missing[parent] -= 1
                 if missing[parent] == 0:
-                    holding.add(parent)
+                    satisfied.add(parent)
                     ready.append(parent)
-        return holding
+        return satisfied

@@ -138,7 +138,7 @@ def head_dim(config: Any) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ReductionConfig:
-    """What a checkpoint says about its own reduction.
+    """The reduction settings of a checkpoint.
 
     refiner_layers: number of bidirectional layers, at least 1.
     keep_ratio: fraction of the pool that survives, 0 < keep_ratio <= 1.

@@ -98,7 +98,7 @@ def _letters(word: str) -> str:
 
 
 def vocabulary_size(words: Sequence[str]) -> int:
-    """Ids of a tokenizer that knows these words."""
+    """Token ids of a tokenizer with this vocabulary."""
     return len(TOKEN_IDS) + len(word_merges(words))
 
 

@@ -1,4 +1,4 @@
-"""The one error this room raises."""
+"""The error of the checkpoint package."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ OMNISIFT_PREFIX = "thinker.compressor."
 
 
 def kind_of(directory: Path) -> Kind:
-    """Tell a checkpoint by its configuration and the names of its tensors.
+    """Identify a checkpoint by its configuration and the names of its tensors.
 
     An OmniSIFT checkpoint has the configuration of a stock Qwen2.5-Omni one: only its extra
     tensors tell it apart.

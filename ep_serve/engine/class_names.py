@@ -1,4 +1,4 @@
-"""Names of classes that vLLM is told; free of imports, so that every process may read them."""
+"""Qualified names of the classes that vLLM loads; free of imports, for every process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this room raises on its own account."""
+"""Errors of the engine package."""
 
 from __future__ import annotations
 

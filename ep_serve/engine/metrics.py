@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 DECODE_KINDS: tuple[Literal["video", "audio", "image"], ...] = ("video", "audio", "image")
 Stage = Literal["fetch", "decode", "features", "layout", "item"]
 STAGES: tuple[Stage, ...] = ("fetch", "decode", "features", "layout", "item")
-"""What the API process does with a request, in this order; the worker's stages follow."""
+"""Stages of a request in the API process, in order; the worker's stages follow."""
 
 LATE_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 KEEP_RATIO_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 1.0)
@@ -99,7 +99,7 @@ class Metrics:
         self.keep_ratio.observe(keep_ratio)
 
     def worker(self, work: Work) -> None:
-        """Count what a worker has done since it told last."""
+        """Count a worker's work since its last report."""
         for series, counts in ((self.full, work["full"]), (self.kept, work["kept"])):
             for modality, count in counts.items():
                 series.labels(modality).inc(count)

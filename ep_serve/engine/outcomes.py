@@ -1,4 +1,4 @@
-"""What became of a fused item, and how the API process comes to know it.
+"""Outcomes of fused items, and their way from the worker to the API process.
 
 The worker adds it to the output of the step that reduced the item (`ReportingOutput`). The
 scheduler remembers it and adds it to the first output of every request with that item, also of
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WorkerStage = Literal["towers", "refiner", "selection"]
 WORKER_STAGES: tuple[WorkerStage, ...] = ("towers", "refiner", "selection")
-"""What a worker does with a request, in this order."""
+"""Stages of a request in a worker, in order."""
 
 OUTCOME_FIELD = "ep_serve_outcome"
 WORK_FIELD = "ep_serve_work"
@@ -38,19 +38,19 @@ class Outcome(TypedDict):
     error: str | None
     """Why the requests with this item fail."""
     indices: bytes | None
-    """(K,) int32 places in the pool, where the selection is to be told."""
+    """(K,) int32 indices of the pool, with `return_selection`."""
     scores: bytes | None
-    """(n,) float32, where it is to be told and the sieve ranks all tokens of the pool."""
+    """(n,) float32, with `return_selection` and a sieve that ranks the whole pool."""
 
 
 class ItemOutcome(Outcome):
-    """An outcome and whose it is."""
+    """An outcome and the key of its item."""
 
     key: str
 
 
 class Work(TypedDict):
-    """What a worker did, or how much more than before."""
+    """Counters of a worker, absolute or as a difference."""
 
     full: dict[str, int]
     """AV tokens that entered the sieve, by modality."""
@@ -58,7 +58,7 @@ class Work(TypedDict):
     tower_hits: int
     tower_misses: int
     tower_cache_bytes: int
-    """What the cache holds, or by how much it grew."""
+    """Size of the cache, or its growth."""
     stage_seconds: dict[str, float]
 
 
@@ -78,9 +78,9 @@ class ReportingOutput(ModelRunnerOutput):
     """vLLM's output of a step that reduced items."""
 
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
-    """What became of them, by their keys."""
+    """Outcomes by the keys of their items."""
     work: Work | None = None
-    """All that the worker did since it told last."""
+    """The worker's counters since its last report."""
 
     @classmethod
     def of(cls, output: ModelRunnerOutput, outcomes: Mapping[str, Outcome], work: Work) -> Self:

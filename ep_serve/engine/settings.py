@@ -52,7 +52,7 @@ class MediaSettings(BaseModel):
     keep_ratio: float | None = Field(default=None, gt=0, le=1)
     """Fraction of the AV tokens to keep; the checkpoint's `compression_ratio` if not given."""
     rho_audio: float | None = Field(default=None, ge=0, le=1)
-    """Fraction of the sound to drop, for sieves that tell sound and picture apart."""
+    """Fraction of the audio tokens to drop, for sieves with separate rates."""
     rho_video: float | None = Field(default=None, ge=0, le=1)
     """The same for the pictures of clips."""
     fps: float = Field(default=2.0, ge=MIN_FPS, le=MAX_FPS)
@@ -86,7 +86,7 @@ class MediaSettings(BaseModel):
         return self.max_pixels or max(own, self.min_pixels or 0)
 
     def budget(self, keep_ratio: float | None = None) -> Budget:
-        """What a request that says nothing wants to keep; `keep_ratio` if the server neither."""
+        """The budget of a request without options; `keep_ratio` if the server sets none."""
         if self.rho_audio is None and self.rho_video is None:
             return Budget(keep_ratio=self.keep_ratio or keep_ratio)
         return Budget(self.keep_ratio, self.rho_audio, self.rho_video)
@@ -205,7 +205,7 @@ class Settings(BaseModel):
         return cls(**attached) if attached else cls._build(model_config, {})
 
     def merge(self, request: Mapping[str, object]) -> MediaOptions:
-        """The options of one request: what it asks for, inside the server's bounds.
+        """Merge the options of a request with the server's, inside the server's bounds.
 
         Raises:
             VLLMValidationError: names the field, the limit and the value (HTTP 400).
@@ -274,7 +274,7 @@ class MediaOptions(BaseModel):
 
 
 def parse_request_options(fields: Mapping[str, object]) -> RequestOptions:
-    """Validate the request fields of ours.
+    """Validate the request fields of this project.
 
     Raises:
         VLLMValidationError: names the field and what is wrong with its value (HTTP 400).

@@ -1,4 +1,4 @@
-"""What a prompt position holds."""
+"""The kind of token at a prompt position."""
 
 from __future__ import annotations
 

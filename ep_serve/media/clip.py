@@ -51,7 +51,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class ClipPlan:
-    """What a video would be decoded to, found without decoding.
+    """The frames and sound that a video decodes to, found without decoding.
 
     `moments` (T,) are the frames to keep, ascending timestamps or frame numbers. `height` and
     `width` in pixels are what the header states, `sound_s` is how many seconds of sound the packets
@@ -78,7 +78,7 @@ def decode_clip(
     size: Resize | None = None,
     plan: ClipPlan | None = None,
 ) -> Clip:
-    """Decode the frames of a video that `rule` asks for, and its sound.
+    """Decode the frames of a video that `rule` samples, and its sound.
 
     A clip without sound, or whose sound track is empty, has `sound=None`. A sound track that
     cannot be read is refused: an answer that silently ignores it would be wrong.

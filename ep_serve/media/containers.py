@@ -1,4 +1,4 @@
-"""Opening files nobody vouches for with FFmpeg.
+"""Opening untrusted files with FFmpeg.
 
 FFmpeg reads more than 300 formats, among them playlists that make it open other files and
 addresses. Only containers that hold their own data and codecs in common use are let in here, no

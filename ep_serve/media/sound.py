@@ -1,4 +1,4 @@
-"""Sound as the audio tower wants it: one channel of float32 at 16 kHz.
+"""Decoding audio to what the audio tower expects: mono float32 at 16 kHz.
 
 Samples are placed by their timestamps, so that a track that starts late, pauses or has lost a
 packet stays on the clock of the picture. A mono float track at 16 kHz without gaps comes out

@@ -90,7 +90,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What is left of a pool.
+    """The tokens of a pool that are kept.
 
     Attributes:
         indices: (K,) int64 pool indices, ascending, on the pool's device.

@@ -1,4 +1,4 @@
-"""What is checked of a sieve before its choice is used: a package of its own may bring any.
+"""Checks of plans and selections: other packages may register any sieve.
 
 A choice is never trusted with the decoder: one that breaks the rules of `Selection` is replaced by
 evenly spaced tokens, and the request that it was made for fails. What depends on values is checked
@@ -22,7 +22,7 @@ FAULTS = (
     "returned states that are not finite",
     "returned scores that are not finite",
 )
-"""What only the device can tell, in the order of `CheckedSelection.faults`."""
+"""Faults found on the device, in the order of `CheckedSelection.faults`."""
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def select(sieve: Sieve, pool: Pool, layout: Layout, budget: Budget, keep: int) 
 
 
 def _check_form(name: str, selection: object, pool: Pool, keep: int) -> None:
-    """Raise SieveError for all that can be told without the device."""
+    """Raise SieveError for faults that are visible without the device."""
     if not isinstance(selection, Selection):
         raise SieveError(name, f"returned a {type(selection).__name__} instead of a Selection")
     states = pool.hidden

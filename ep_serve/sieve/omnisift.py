@@ -1,4 +1,4 @@
-"""OmniSIFT: picture pruned by similarity, sound chosen by what is left of the picture.
+"""OmniSIFT: video tokens pruned by similarity, audio tokens selected by the video left.
 
 arXiv 2602.04804 (ICML 2026). Trained weights for Qwen2.5-Omni are public.
 """
@@ -148,7 +148,7 @@ class OmniSiftSieve(Sieve, nn.Module):
         return torch.cat(parts)
 
     def audio_logits(self, audio: Tensor, video: Tensor) -> Tensor:
-        """Score sound by the picture that goes with it; the paper's score is their sigmoid.
+        """Score audio tokens by their video tokens; the paper's score is the sigmoid of it.
 
         Args:
             audio: (P, a, D) states in the dtype of the weights.

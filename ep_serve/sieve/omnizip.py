@@ -1,4 +1,4 @@
-"""OmniZip: sound chosen by the attention it receives, picture pruned where little is heard.
+"""OmniZip: audio tokens ranked by attention, video tokens pruned where audio is sparse.
 
 arXiv 2511.14582 (CVPR 2026). It needs no training.
 """

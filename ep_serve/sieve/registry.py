@@ -25,7 +25,7 @@ _BUILT_IN: dict[str, type[Sieve]] = {
 
 
 def known_sieves() -> list[str]:
-    """Every name `get_sieve` knows, sorted."""
+    """Names of all registered sieves, sorted."""
     return sorted({*_BUILT_IN, *_installed()})
 
 

@@ -163,7 +163,7 @@ def _timeout(modality: Modality) -> int:
 
 
 def _fetch_error(modality: Modality, error: Exception) -> Exception:
-    """What a client is told: its URL is at fault, not the server."""
+    """HTTP 400: the URL is at fault, not the server."""
     if isinstance(error, VLLMError):
         return error
     parameter = f"{modality}_url"

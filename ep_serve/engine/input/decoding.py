@@ -49,7 +49,7 @@ SOUND_BYTES_PER_SECOND = SAMPLE_RATE * 4 * 4
 
 @dataclass(frozen=True)
 class Measure:
-    """What a medium costs, as far as its packets and header tell."""
+    """The cost of a medium, estimated from its header and packets."""
 
     tokens: int
     """Audio, video and image tokens, or a little less."""

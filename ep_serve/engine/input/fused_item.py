@@ -66,7 +66,7 @@ class FusedItem:
     budget: Budget
     """How much to keep, for the sieve's plan."""
     return_selection: bool
-    """Somebody wants to know which tokens survive."""
+    """Whether the selection is reported (`return_selection`)."""
     keep: int
     """AV tokens that the plan keeps."""
     start: int

@@ -54,7 +54,7 @@ class TokenBudget:
 
 
 class MemoryGate:
-    """Lets threads allocate memory side by side up to a limit; the others wait in order."""
+    """A weighted semaphore over bytes: threads acquire memory in FIFO order."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

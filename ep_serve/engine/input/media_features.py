@@ -46,7 +46,7 @@ MERGE = 2
 MEASURED = 64
 """Media that were measured and not yet decoded."""
 REMEMBERED = 65_536
-"""Media whose shape is known."""
+"""Number of media whose shape is remembered."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class MediaProcessor:
         return hashlib.sha256(content + repr(options.shaping).encode()).digest()
 
     def remember_id(self, medium: Medium | None, name: MediaId | None) -> None:
-        """Let an id stand for a medium whose features have been computed.
+        """Bind an id to a medium whose features were computed.
 
         Raises:
             VLLMValidationError: it has come to stand for other content meanwhile (HTTP 400).

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ep_serve.engine.input.medium import Modality
 
 REMEMBERED = 65_536
-"""Ids whose content is known, the most recently used ones."""
+"""Number of ids that are remembered, the most recently used."""
 
 MAX_CHARS = 256
 """Longest id: as many as `REMEMBERED` are kept in memory."""
@@ -101,7 +101,7 @@ class MediaIds:
             self._refuse_other(name, content)
 
     def bind(self, name: MediaId, content: bytes) -> None:
-        """Remember an id whose content was processed; errors are those of `check`."""
+        """Remember the content of an id that was processed; raises as `check` does."""
         with self._lock:
             self._refuse_other(name, content)
             self._content[name] = content

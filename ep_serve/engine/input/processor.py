@@ -66,7 +66,7 @@ POSITIONS_PER_MAX_LENGTH = 4
 
 @dataclass(frozen=True)
 class Reduction:
-    """What a request's reduction is, as far as the CPU knows it beforehand."""
+    """The reduction of a request, as far as it is known before the sieve runs."""
 
     key: bytes
     """That of the fused item."""
@@ -79,7 +79,7 @@ class Reduction:
     kept: int
     """AV tokens after reduction."""
     pool: PoolShape | None = None
-    """The pool of the prompt, where the selection is to be told."""
+    """The pool of the prompt, with `return_selection`."""
 
     @property
     def reduced_length(self) -> int:
@@ -94,7 +94,7 @@ class Reduction:
 
     @property
     def rates(self) -> dict[str, float]:
-        """The rates of sieves that tell sound and picture apart, as far as they were given."""
+        """The rates of the request, for sieves with separate rates."""
         rates = {"rho_audio": self.budget.rho_audio, "rho_video": self.budget.rho_video}
         return {name: rate for name, rate in rates.items() if rate is not None}
 
@@ -111,7 +111,7 @@ class ReducedInput(MultiModalInput):
 
 
 class ReducingProcessingInfo(Qwen2_5OmniThinkerProcessingInfo):
-    """What vLLM asks about the model's inputs."""
+    """Information on the model's inputs for vLLM's processor."""
 
     @cached_property
     def settings(self) -> Settings:

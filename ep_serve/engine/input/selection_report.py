@@ -1,4 +1,4 @@
-"""Which tokens of a request survived, for those who asked (`return_selection`)."""
+"""The selection of a request, as `return_selection` reports it."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ COLUMNS = _ROWS * DIGITS
 
 
 class Coded(NamedTuple):
-    """What a run of embedding rows says about itself."""
+    """The header of a run of embedding rows."""
 
     places: torch.Tensor
     """(n,) int64: places in the reduced prompt."""
@@ -59,7 +59,7 @@ def append(
 
 
 def split(coded: torch.Tensor) -> tuple[torch.Tensor, Coded]:
-    """Undo `append`: (n, D + COLUMNS) with n >= 1 to the (n, D) embeddings and what was written."""
+    """Undo `append`: (n, D + COLUMNS) with n >= 1 to (n, D) embeddings and their header."""
     embeddings, columns = coded[:, :-COLUMNS], coded[:, -COLUMNS:]
     digits = columns.to(torch.int64).reshape(-1, _ROWS, DIGITS)
     weights = torch.tensor([BASE**place for place in range(DIGITS)], device=coded.device)

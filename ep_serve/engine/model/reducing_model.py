@@ -150,7 +150,7 @@ class Qwen2_5OmniReducedForConditionalGeneration(  # noqa: N801  beside the offi
     def _refine(
         self, hidden: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int]
     ) -> torch.Tensor:
-        """What the pool and the decoder get of packed prompts (n, D): here, their embeddings."""
+        """States of packed prompts (n, D) for the pool and the decoder: here, their embeddings."""
         return hidden
 
     def _select(
@@ -184,7 +184,7 @@ class Qwen2_5OmniReducedForConditionalGeneration(  # noqa: N801  beside the offi
         return position_codec.append(hidden[kept], item.start, positions[:, kept], item.delta)
 
     def _choose(self, item: FusedItem, pool: Pool) -> Selection:
-        """The sieve's choice; evenly spaced tokens where it fails, and the request will be told."""
+        """The sieve's selection; if it fails, evenly spaced tokens, and the request fails."""
         checked = checks.select(self.sieve, pool, item.layout, item.budget, item.keep)
         if item.key != PROFILING_KEY:
             kinds = pool.kinds[checked.selection.indices]
@@ -296,7 +296,7 @@ class Qwen2_5OmniCompressForConditionalGeneration(  # noqa: N801  the checkpoint
 
 
 def _same_on_all_ranks(selection: Selection, pool: Pool) -> Selection:
-    """Ranks hold the same states up to rounding; the first one decides, and it is what is told."""
+    """Ranks hold the same states up to rounding; rank 0 decides, and its selection is reported."""
     group = get_tp_group()
     if group.world_size == 1:
         return selection
@@ -321,7 +321,7 @@ def _install_sync_rope(decoder: nn.Module, sections: Sequence[int]) -> SyncRotar
 
 
 def _groups(items: Sequence[FusedItem], max_tokens: int) -> Iterator[list[FusedItem]]:
-    """Runs of items whose full prompts together are no longer than the one that was profiled."""
+    """Batches of items whose full prompts add up to at most the profiled length."""
     group: list[FusedItem] = []
     size = 0
     for item in items:

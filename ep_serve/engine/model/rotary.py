@@ -56,7 +56,7 @@ class SyncRotaryEmbedding(MRotaryEmbedding):
         key: torch.Tensor | None = None,
         offsets: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The same, where vLLM dispatches to a CPU kernel that knows three sections only."""
+        """`forward_native` on CPUs: vLLM's CPU kernel supports three sections only."""
         return self.forward_native(positions, query, key, offsets)
 
     def forward_cuda(

@@ -1,4 +1,4 @@
-"""What the worker counts and measures."""
+"""Counters and timers of a worker."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class PendingOutcome:
-    """What became of an item; its tensors are on the host, or on their way there."""
+    """The outcome of an item; its tensors are on the host, or being copied there."""
 
     key: str
     sieve: str

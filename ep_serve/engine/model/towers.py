@@ -1,4 +1,4 @@
-"""Vision and audio towers, with a memory of what they computed.
+"""Vision and audio towers, with a cache of their outputs.
 
 A second question about a clip asks for the same tower outputs: they are kept on the device, by the
 hash of their content, up to a bound in bytes.
@@ -31,12 +31,12 @@ Grid = tuple[int, int, int]
 
 
 class Output(NamedTuple):
-    """What a tower made of one medium."""
+    """The output of a tower for one medium."""
 
     embeddings: torch.Tensor
     """(n, D)"""
     saliency: torch.Tensor | None = None
-    """(n,) float32 of a sound, where the sieve asks for it."""
+    """(n,) float32 of a sound, for sieves with `uses_saliency`."""
 
     @property
     def nbytes(self) -> int:
@@ -45,7 +45,7 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True)
 class ItemOutputs:
-    """What the towers made of one item, in prompt order."""
+    """The outputs of the towers for one item, in prompt order."""
 
     vision: list[Output]
     audio: list[Output]
@@ -86,7 +86,7 @@ class TowerCache:
 
 
 class AttentionHook:
-    """Hears what the audio tower's last attention layer is asked, for the sieves' saliency."""
+    """Captures queries and keys of the audio tower's last attention layer, for saliency."""
 
     def __init__(self, audio_tower: Any) -> None:
         self._captured: tuple[torch.Tensor, torch.Tensor, list[int]] | None = None
@@ -120,7 +120,7 @@ class _Piece:
 
 
 class Towers:
-    """Runs the towers of a model for what the cache does not hold."""
+    """Runs the towers of a model for media that are not cached."""
 
     def __init__(self, model: Any, cache: TowerCache, *, hooks_attention: bool = False) -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""What happens to running requests when a server is told to stop: they finish, or they are told.
+"""Graceful shutdown: running requests finish, or end with an error.
 
 vLLM 0.32 drains inside the engine process only: its API process drops what the engine sent last
 when the engine exits before those messages were read, so the end of a stream can be lost, and a
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.05
 TELL_SECONDS = 3.0
-"""This long before the time-out what still runs is aborted, so that clients can be told."""
+"""Requests are aborted this long before the time-out, so that clients get an error."""
 
 ENGINE_EXIT_SECONDS = 5.0
-"""What the engine's processes get at least to end in."""
+"""Least time that the engine's processes have to exit."""
 
 logger = init_logger(__name__)
 

@@ -46,21 +46,21 @@ class StepWatch:
         given = Settings.of(engine.model_config).engine.step_timeout_s
         self.timeout = given or (CPU_STEP_SECONDS if current_platform.is_cpu() else STEP_SECONDS)
         self._engine = engine
-        self._question: asyncio.Task[Any] | None = None
-        self._asked = 0.0
+        self._call: asyncio.Task[Any] | None = None
+        self._sent_at = 0.0
 
     def seconds(self) -> float:
-        """Since when the question that waits for an answer was asked; asks one if there is none."""
+        """Seconds since the pending call to the engine core was sent; sends one if none is."""
         now = time.monotonic()
-        if self._question is not None:
-            if not self._question.done():
-                return now - self._asked
-            self._question.exception()  # an engine that ended; `errored` says so
-            self._question = None
+        if self._call is not None:
+            if not self._call.done():
+                return now - self._sent_at
+            self._call.exception()  # an engine that ended; `errored` says so
+            self._call = None
         if self._engine.get_num_unfinished_requests():
-            self._asked = now
+            self._sent_at = now
             ask = self._engine.engine_core.call_utility_all_async(QUESTION)
-            self._question = asyncio.ensure_future(ask)
+            self._call = asyncio.ensure_future(ask)
         return 0.0
 
 

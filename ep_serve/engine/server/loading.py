@@ -24,7 +24,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @contextmanager
 def ending_on_signal() -> Iterator[None]:
-    """Until somebody else asks for the signals, they end this process with 128 + their number."""
+    """In the block, SIGTERM and SIGINT exit with 128 + their number unless handled otherwise."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     _handle(dict.fromkeys(SIGNALS, _end))
     try:

@@ -24,7 +24,7 @@ def apply(patches: Iterable[Patch]) -> None:
 
 
 def fail(error: Exception) -> None:
-    """Record why patches could not be applied; `check` tells."""
+    """Record why patches could not be applied, for the error of `check`."""
     _failures.append(error)
 
 

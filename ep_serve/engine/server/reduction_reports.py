@@ -1,4 +1,4 @@
-"""What is told of a request's reduction in its response, and of the worker's work on `/metrics`.
+"""Reports reductions in responses, and the worker's counters on `/metrics`.
 
 Both come with the first output of a request (`outcomes.py`), so a response waits for nothing.
 """
@@ -35,7 +35,7 @@ _expected: WeakValueDictionary[str, _Expected] = WeakValueDictionary()
 
 
 class RequestReport:
-    """What can be told of one request; outcomes that come while it exists reach it."""
+    """The report of one request; it receives the outcomes that arrive while it exists."""
 
     def __init__(self, reduction: Reduction) -> None:
         self._reduction = reduction
@@ -81,7 +81,7 @@ def _selection(pool: PoolShape, outcome: ItemOutcome) -> list[dict[str, Any]] | 
 
 
 def receive(outputs: Sequence[EngineCoreOutput]) -> None:
-    """Take outcomes and work out of what the engine sent."""
+    """Take outcomes and counters out of an output of the engine."""
     for output in outputs:
         params = output.ec_transfer_params
         if params is None:

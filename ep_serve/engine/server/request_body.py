@@ -20,7 +20,7 @@ COPIES = 5
 Four while a request with a large data URL runs, one more while it is parsed.
 """
 VALUE_BYTES = 128
-"""What a value of JSON takes in Python, besides its text."""
+"""Bytes of a JSON value in Python, besides its text."""
 
 
 class RequestBody:
@@ -54,7 +54,7 @@ class RequestBody:
         return body
 
     def replayed(self, receive: Receive) -> Receive:
-        """What was read, then whatever else comes."""
+        """The messages that were read, then those that follow."""
         waiting = iter(self._messages)
 
         async def replay() -> Message:

@@ -65,7 +65,7 @@ ENGINE_OPTIONS = (
 
 
 def serve(arguments: argparse.Namespace, forwarded: Sequence[str]) -> int:
-    """Run the server until it is told to stop.
+    """Run the server until it receives SIGTERM or SIGINT.
 
     Args:
         arguments: `checkpoint` and the options that `ep_serve.cli` defines.
@@ -119,7 +119,7 @@ def _sentence(error: ErrorDetails) -> str:
 
 
 def problems(checkpoint: Path) -> list[str]:
-    """What is wrong with a checkpoint directory, before minutes are spent on loading it."""
+    """Faults of a checkpoint directory, found before it is loaded."""
     if not checkpoint.is_dir() or kind_of(checkpoint) != "echoingpixels":
         return []  # a name for vLLM to resolve, or nothing of ours to check
     from ep_serve.checkpoint.check import check

@@ -21,7 +21,7 @@ class ReductionStatLogger(AggregateStatLoggerBase):
     """Loaded for every model that vLLM serves; does nothing for those that are not ours."""
 
     def __init__(self, vllm_config: VllmConfig, engine_indexes: list[int]) -> None:
-        """Raise `ServeError` if vLLM's server lacks what a model of ours needs."""
+        """Raise `ServeError` if the patches of vLLM's server are not in place."""
         ours = vllm_config.model_config.architecture in (ARCHITECTURE, REDUCED_ARCHITECTURE)
         if ours:
             patching.check()
@@ -30,7 +30,7 @@ class ReductionStatLogger(AggregateStatLoggerBase):
             metrics()  # the series exist, at zero, before the first request
 
     def record(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: what is counted comes with the outputs of requests, see `reports.py`."""
+        """Nothing: counts arrive with the outputs of requests, see `reduction_reports.py`."""
 
     def log_engine_initialized(self) -> None:
         """Nothing to say at start-up."""

@@ -1,4 +1,4 @@
-"""The worker's part that is not the model: it tells the scheduler what became of items.
+"""Base of the worker classes: adds the outcomes of items to the outputs of steps.
 
 Workers on every device import this module, see `cpu_worker.py`.
 """

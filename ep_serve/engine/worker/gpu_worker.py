@@ -8,4 +8,4 @@ from ep_serve.engine.worker.base_worker import OutcomesInOutputs
 
 
 class ReducingGPUWorker(OutcomesInOutputs, Worker):
-    """vLLM's GPU worker, whose outputs tell what became of the items of their step."""
+    """vLLM's GPU worker, with the outcomes of items in its outputs."""

@@ -1,4 +1,4 @@
-"""Requests whose grammar leads nowhere or costs too much end by themselves, and say so.
+"""Ends requests whose grammar has no continuation or costs too much, with an error.
 
 vLLM 0.32 asks each grammar in each step for the tokens that may follow. Where none may, every token
 is forbidden, the sampled one is rejected and the request ends as an internal error; where the
@@ -115,7 +115,7 @@ class GuardsGrammars(Scheduler):
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
     ) -> Any:
-        """vLLM's; a compilation that nobody waits for any more is not begun."""
+        """vLLM's, but a compilation whose requests are gone is not started."""
         finished = super().finish_requests(request_ids, finished_status)
         for request in finished:
             structured = request.structured_output_request

@@ -57,7 +57,7 @@ _STARTED = (RequestStatus.RUNNING, RequestStatus.PREEMPTED)
 logger = init_logger(__name__)
 
 
-class _CountsFullPrompts(Scheduler):
+class _ChargesFullPrompts(Scheduler):
     def _try_schedule_encoder_inputs(
         self,
         request: Request,
@@ -81,24 +81,24 @@ class _CountsFullPrompts(Scheduler):
         return chosen, tokens, max(0, budget - dropped), loaded, duplicates
 
 
-class _PassesOutcomesOn(Scheduler):
+class _ReportsOutcomes(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._outcomes: LRUCache[str, Outcome] = LRUCache(REMEMBERED_BYTES, getsizeof=_size)
-        self._untold: dict[str, str] = {}
+        self._unreported: dict[str, str] = {}
         """Requests that had no output yet, and the keys of their items."""
         self._work: Work | None = None
-        """What the worker did, and nobody was told yet."""
+        """The worker's counters that no output has carried yet."""
         self._forgotten: list[str] = []
-        """Items whose embeddings the worker is to drop at the next step."""
+        """Items whose embeddings the worker drops at the next step."""
 
     def add_request(self, request: Request) -> None:
         super().add_request(request)
         for feature in request.mm_features:
-            self._untold[request.request_id] = feature.mm_hash
+            self._unreported[request.request_id] = feature.mm_hash
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        self._untold.pop(request.request_id, None)
+        self._unreported.pop(request.request_id, None)
         return super()._free_request(request, *args, **kwargs)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
@@ -113,20 +113,20 @@ class _PassesOutcomesOn(Scheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """vLLM's, with outcomes in the outputs, and errors for requests whose sieve failed."""
-        untold = self._untold.copy()
+        unreported = self._unreported.copy()
         failed = []
         if isinstance(model_runner_output, ReportingOutput):
-            failed = self._learn(model_runner_output)
+            failed = self._store_outcomes(model_runner_output)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         for request in failed:
             of_client = outputs.setdefault(request.client_index, EngineCoreOutputs())
             of_client.outputs.append(_error_of(request))
-        if untold:
-            self._tell(untold, (output for o in outputs.values() for output in o.outputs))
+        if unreported:
+            self._attach(unreported, (output for o in outputs.values() for output in o.outputs))
         return outputs
 
-    def _learn(self, output: ReportingOutput) -> list[Request]:
-        """Remember what became of items; the requests that end because their sieve failed."""
+    def _store_outcomes(self, output: ReportingOutput) -> list[Request]:
+        """Store outcomes of items; return the requests that end because their sieve failed."""
         if output.work is not None:
             self._work = output.work if self._work is None else plus(self._work, output.work)
         for key, outcome in output.outcomes.items():
@@ -175,12 +175,12 @@ class _PassesOutcomesOn(Scheduler):
             manager.num_free_slots += size
             self._forgotten.append(identifier)
 
-    def _tell(self, untold: Mapping[str, str], outputs: Iterable[EngineCoreOutput]) -> None:
+    def _attach(self, unreported: Mapping[str, str], outputs: Iterable[EngineCoreOutput]) -> None:
         for output in outputs:
-            key = untold.get(output.request_id)
+            key = unreported.get(output.request_id)
             if key is None:
                 continue
-            self._untold.pop(output.request_id, None)
+            self._unreported.pop(output.request_id, None)
             told: dict[str, Any] = {}
             if (outcome := self._outcomes.get(key)) is not None:
                 told[OUTCOME_FIELD] = ItemOutcome(key=key, **outcome)
@@ -190,16 +190,16 @@ class _PassesOutcomesOn(Scheduler):
                 output.ec_transfer_params = {**(output.ec_transfer_params or {}), **told}
 
 
-class ReducingScheduler(GuardsGrammars, _PassesOutcomesOn, _CountsFullPrompts):
+class ReducingScheduler(GuardsGrammars, _ReportsOutcomes, _ChargesFullPrompts):
     """Beside vLLM's `Scheduler`."""
 
 
-class ReducingAsyncScheduler(GuardsGrammars, _PassesOutcomesOn, _CountsFullPrompts, AsyncScheduler):
-    """Beside vLLM's `AsyncScheduler`."""
+class ReducingAsyncScheduler(GuardsGrammars, _ReportsOutcomes, _ChargesFullPrompts, AsyncScheduler):
+    """The same on top of vLLM's `AsyncScheduler`."""
 
 
 def reducing_scheduler(vllm_config: VllmConfig, **more: Any) -> Scheduler:
-    """The scheduler that goes with the server's setting; vLLM knows that only after our hook."""
+    """The scheduler class for `async_scheduling`, which is known only after the config hook."""
     asynchronous = vllm_config.scheduler_config.async_scheduling
     kind = ReducingAsyncScheduler if asynchronous else ReducingScheduler
     return kind(vllm_config=vllm_config, **more)

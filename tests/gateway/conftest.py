@@ -1,15 +1,15 @@
-"""A gateway on a real port, in front of engines that only pretend."""
+"""Fixtures: a gateway on a real port in front of mock engines, and a mock bucket."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -20,6 +20,9 @@ from ep_serve.gateway.keys import new_key
 from ep_serve.gateway.server import RunningGateway, running
 from ep_serve.gateway.settings import load
 from tests.gateway.mock_upstream import MODEL, MockUpstream
+
+if TYPE_CHECKING:
+    from tests.gateway.bucket import Server
 
 FAST = {
     "routing": {
@@ -179,3 +182,26 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(merged.get(name), dict) and isinstance(value, dict)
         merged[name] = _merge(merged[name], value) if both else value
     return merged
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    from tests.gateway.bucket import running_server  # it imports this module
+
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def another_server() -> Iterator[Server]:
+    """To stop in the middle of a test."""
+    from tests.gateway.bucket import running_server  # it imports this module
+
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(server: Server) -> Server:
+    server.empty()
+    return server

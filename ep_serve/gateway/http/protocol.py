@@ -8,7 +8,6 @@ format of the API.
 from __future__ import annotations
 
 import asyncio
-import re
 import urllib.parse
 from contextlib import suppress
 from functools import partial
@@ -19,9 +18,11 @@ import httptools
 import pydantic_core
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ep_serve.gateway.errors import ApiError, invalid
+from ep_serve.gateway.errors import ApiError
 from ep_serve.gateway.http.body_writer import BodyWriter
 from ep_serve.gateway.http.cycle import Cycle
+from ep_serve.gateway.http.request_head import head_error, invalid_http
+from ep_serve.gateway.http.write_watchdog import WriteWatchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,11 +42,8 @@ LINGER_BYTES = 64 * 2**20
 connection at once would reset it, and the client would lose the response."""
 LINGER_ERROR_BYTES = 2**20
 """The same after an invalid request."""
-WRITE_TIMEOUT_S = 60.0
-"""How long a client may read nothing of the write buffer."""
 ALWAYS_ANSWERED = frozenset({b"/health", b"/ready"})
 
-_HOST = re.compile(rb"[\w.~%!$&'()*+,;=:\[\]-]*", re.ASCII)
 _JSON_HEAD = (
     b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
     b"connection: close\r\n\r\n"
@@ -63,7 +61,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self._running: Cycle | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._write_timer: asyncio.TimerHandle | None = None
+        self._write_watchdog: WriteWatchdog
         self._idle = False
         """Whether the connection is kept alive without a new request."""
         self._in_head = False
@@ -82,6 +80,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._write_watchdog = WriteWatchdog(transport, self._write_timed_out)
         now = self.loop.time()
         self._arm(self.clients.head_timeout_s, self._head_timed_out)
         self.clients.mark_waiting(self, now, fresh=True)
@@ -90,7 +89,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.clients.remove(self)
         self._disarm()
-        self._stop_write_timer()
+        self._write_watchdog.stop()
         self.pipeline.clear()
         self._unqueue()
         if self._running is not None:
@@ -110,7 +109,7 @@ class HttpProtocol(HttpToolsProtocol):
             try:
                 self._feed(piece)
             except httptools.HttpParserError as error:
-                self._fail(self._error or _bad_request(f"The request is not HTTP: {error}."))
+                self._fail(self._error or invalid_http(f"The request is not HTTP: {error}."))
                 return
             if self._framing_bytes > self.clients.max_head_bytes:
                 self._fail(_too_large(self.clients.max_head_bytes))
@@ -118,12 +117,12 @@ class HttpProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._watch_writing()
+        self._write_watchdog.start()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if not self.transport.is_closing():
-            self._stop_write_timer()
+            self._write_watchdog.stop()
 
     def shutdown(self) -> None:
         super().shutdown()
@@ -134,7 +133,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) == MAX_PIPELINED:
-            self._refuse(_bad_request("Too many requests are pipelined."))
+            self._refuse(invalid_http("Too many requests are pipelined."))
         super().on_message_begin()
         self._in_head, self._head_bytes, self._framing_bytes = True, 0, 0
 
@@ -163,7 +162,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head, self._framing_bytes = False, 0
         version = self.parser.get_http_version()
         method = self.parser.get_method()
-        self._check_head(method, version)
+        if error := head_error(self.headers, method, version):
+            self._refuse(error)
         if self.parser.should_upgrade():  # see `_feed`
             return
         self._describe(method, version)
@@ -203,31 +203,12 @@ class HttpProtocol(HttpToolsProtocol):
             else:
                 return
 
-    def _check_head(self, method: bytes, version: str) -> None:
-        """Reject heads that a proxy might interpret differently (request smuggling)."""
-        hosts = [value for name, value in self.headers if name == b"host"]
-        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
-        if version not in ("1.0", "1.1"):
-            message = f"HTTP/{version} is not supported."
-            self._refuse(ApiError(505, message, code="unsupported_http_version"))
-        if method == b"CONNECT":
-            self._refuse(ApiError(405, "CONNECT is not allowed.", code="method_not_allowed"))
-        if len(hosts) > 1 or not (hosts or version == "1.0"):
-            self._refuse(_bad_request("A request must have exactly one Host header."))
-        if hosts and not _HOST.fullmatch(hosts[0]):
-            self._refuse(_bad_request("The Host header is not a valid host."))
-        if codings and version == "1.0":
-            self._refuse(_bad_request("Transfer-Encoding is not allowed in HTTP/1.0."))
-        if codings and [value.lower() for value in codings] != [b"chunked"]:
-            message = "The only supported Transfer-Encoding is chunked."
-            self._refuse(ApiError(501, message, code="unsupported_transfer_encoding"))
-
     def _describe(self, method: bytes, version: str) -> None:
         """Fill the ASGI scope."""
         try:
             target = httptools.parse_url(self.url)
         except httptools.HttpParserInvalidURLError:
-            self._refuse(_bad_request("The request target is not a valid URL."))
+            self._refuse(invalid_http("The request target is not a valid URL."))
         path = target.path or b"/"
         self.scope["method"] = method.decode("ascii")
         self.scope["http_version"] = version
@@ -310,7 +291,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._queued_bytes += nbytes
         self.clients.queued_bytes += nbytes
         if self.clients.queued_bytes > MAX_QUEUED_BYTES:
-            self._refuse(_bad_request("Too many requests are pipelined."))
+            self._refuse(invalid_http("Too many requests are pipelined."))
 
     def _unqueue(self) -> None:
         self.clients.queued_bytes -= self._queued_bytes
@@ -386,32 +367,17 @@ class HttpProtocol(HttpToolsProtocol):
     def _close(self) -> None:
         self._disarm()
         self.transport.close()
-        self._watch_writing()
+        self._write_watchdog.start()
+
+    def _write_timed_out(self) -> None:
+        self.clients.count_refused("write_timeout")
+        self.abort()
 
     def abort(self) -> None:
         """Close at once and drop the write buffer."""
         self._disarm()
         self.connections.discard(self)
         self.transport.abort()
-
-    def _watch_writing(self) -> None:
-        """Abort the connection if the write buffer makes no progress."""
-        self._stop_write_timer()
-        left = self.transport.get_write_buffer_size()
-        if left:
-            self._write_timer = self.loop.call_later(WRITE_TIMEOUT_S, self._check_writing, left)
-
-    def _check_writing(self, before: int) -> None:
-        if self.transport.get_write_buffer_size() < before:
-            self._watch_writing()
-        else:
-            self.clients.count_refused("write_timeout")
-            self.abort()
-
-    def _stop_write_timer(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
 
     def _arm(self, seconds: float, action: Callable[[], None]) -> None:
         self._disarm()
@@ -421,10 +387,6 @@ class HttpProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def _bad_request(message: str) -> ApiError:
-    return invalid(message, code="invalid_http")
 
 
 def _too_large(limit: int) -> ApiError:

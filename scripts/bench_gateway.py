@@ -1,22 +1,20 @@
-"""What the gateway adds to an answer, and how much it carries, beside other proxies.
+"""Compare latency and throughput of the gateway with other proxies.
 
     python scripts/bench_gateway.py [--litellm BIN] [--vllm-router BIN] [--json FILE]
 
-A mock engine in a process of its own streams tokens at a fixed rate. For each number of streams the
-targets (the engine itself, the gateway, other proxies whose programs are given) take turns, round
-after round, so that whatever else the machine does touches all of them; figures are medians over
-the rounds. The streams of a round begin spread over the length of an answer, and each worker asks
-again on a fixed schedule that leaves a twentieth of the time for a pause: a target that carries all
-that is asked for has the tokens a second of the engine itself. What comes inside a window counts,
-while all streams run.
+A mock engine in a separate process streams tokens at a fixed rate. For each number of streams the
+targets (the engine itself, the gateway, other proxies) are measured in interleaved rounds, so that
+other load on the machine affects all of them; results are medians over the rounds. The streams of a
+round start at times spread over the duration of an answer, and each worker repeats its request on a
+fixed schedule with 5 % pause: a target that keeps up has the throughput of the engine. Only tokens
+inside a window in which all streams run are counted.
 
-`added` is the difference to the engine itself at the same percentile. The last columns are
-processor time for each token that reached a client, of the target and of everything else (the mock
-engine and the load): where both together come near the machine's cores, the machine is the limit.
-The last tables are a race: the engine sends one token of each stream as often as it can, and
-workers ask again at once.
+`added` is the difference to the engine at the same percentile. The last columns are CPU time per
+token that reached a client, of the target and of everything else (the mock engine and the load
+generator); together they show whether the machine is the limit. The tables `race` measure maximum
+throughput: the engine sends tokens without pause, and workers repeat requests at once.
 
-Other proxies belong into environments of their own: `pip install 'litellm[proxy]'`,
+Install other proxies in separate environments: `pip install 'litellm[proxy]'`,
 `pip install vllm-router`.
 """
 
@@ -58,18 +56,18 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass
 class Target:
-    """What is measured, and the rounds so far."""
+    """A measured target and its rounds."""
 
     port: int
     pid: int
     rounds: list[Round] = field(default_factory=list)
     own_cpu: float = 0.0
-    """Seconds of processor time of its processes."""
+    """CPU seconds of its processes."""
     other_cpu: float = 0.0
-    """Those of the mock engine and of the load."""
+    """CPU seconds of the mock engine and the load generator."""
 
     def quantile(self, share: float) -> float:
-        """Milliseconds. Rounds with few answers are taken together."""
+        """Return a latency quantile in milliseconds; rounds with few answers are merged."""
         if min(len(round_.first) for round_ in self.rounds) < FEW:
             return quantile([one for round_ in self.rounds for one in round_.first], share)
         return median([quantile(round_.first, share) for round_ in self.rounds])
@@ -102,13 +100,13 @@ async def main() -> None:
                 async with targets(given, folder, interval) as found:
                     for streams in given.streams:
                         await measure(found, streams, interval, given)
-                        report[f"{name}, {streams} streams"] = shown(name, streams, found)
+                        report[f"{name}, {streams} streams"] = report_table(name, streams, found)
     if given.json:
         given.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def shown(name: str, streams: int, found: Targets) -> dict[str, Any]:
-    """Print a table and give its numbers."""
+def report_table(name: str, streams: int, found: Targets) -> dict[str, Any]:
+    """Print a table and return its numbers."""
     print(f"\n{name}, {streams} streams")
     print(f"{'':12}{'p50 ms':>8}{'p99 ms':>8}{'added p50':>11}{'added p99':>11}", end="")
     print(f"{'tokens/s':>10}{'us/token':>10}{'others':>8}", flush=True)
@@ -138,7 +136,7 @@ def shown(name: str, streams: int, found: Targets) -> dict[str, Any]:
 
 
 async def measure(found: Targets, streams: int, interval: float, given: argparse.Namespace) -> None:
-    """Let the targets take turns."""
+    """Measure the targets in interleaved rounds."""
     period = (1 + PAUSE) * TOKENS * interval
     for target in found.values():
         target.rounds, target.own_cpu, target.other_cpu = [], 0.0, 0.0
@@ -160,7 +158,7 @@ async def measure(found: Targets, streams: int, interval: float, given: argparse
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time of a process and of its children."""
+    """Return the CPU time of a process and its children."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         tasks = Path(f"/proc/{pid}/task").iterdir()
@@ -177,7 +175,7 @@ def cpu_seconds(pid: int) -> float:
 async def targets(
     given: argparse.Namespace, folder: Path, interval: float
 ) -> AsyncIterator[Targets]:
-    """Start everything, by name."""
+    """Start all targets and yield them by name."""
     async with AsyncExitStack() as stack:
 
         async def start(command: list[str], port: int) -> Target:
@@ -233,7 +231,7 @@ def litellm(program: str, engine: str, port: int, folder: Path) -> list[str]:
 
 def vllm_router(program: str, engine: str, port: int) -> list[str]:
     options = ["--worker-urls", engine, "--policy", "round_robin", "--host", "127.0.0.1"]
-    # Its own port for metrics would collide in the second round.
+    # The default metrics port would collide in the second part.
     options += ["--port", str(port), "--prometheus-port", str(free_port())]
     return [*program.split(), *options]
 
@@ -273,7 +271,7 @@ async def answering(url: str) -> None:
             except aiohttp.ClientError:
                 pass
             await asyncio.sleep(0.25)
-    raise SystemExit(f"{url} does not answer")
+    raise SystemExit(f"{url} does not respond")
 
 
 def free_port() -> int:

@@ -1,14 +1,14 @@
-"""Attack a gateway in every way we know, and see what it costs others.
+"""Measure how attacks on a gateway affect other tenants.
 
     python scripts/flood_gateway.py [--seconds 10] [--only NAME ...] [--write] [--check]
 
-For each attack a gateway with its default settings is started in front of mock engines. Another
-tenant sends a small text request four times a second, each on a connection of its own, first while
-nothing else happens and then during the attack; a health check does the same. Attacker, engines and
-measurement are processes of their own. A row of the table has the peak memory of the gateway's
-process, the longest time to `/health`, and the longest time to an answer for the other tenant. In
-attacks that are about media its requests hold a small picture. Attacker and other tenant come from
-one address, as behind a proxy; the health check from another, as a kubelet's does.
+For each attack a gateway with default settings is started in front of mock engines. Another tenant
+sends a small text request four times a second, each on a new connection, first without and then
+during the attack; health checks run at the same rate. Attacker, engines and measurement are
+separate processes. A row of the table has the peak memory of the gateway and the maximum latencies
+of `/health` and of the other tenant, whose requests contain a small image in attacks on media.
+Attacker and other tenant share an address, as behind a proxy; health checks have another, as a
+kubelet's.
 
 `--write` puts the table into `deploy/README.md`; `--check` fails if a goal is missed. An attack is
 a coroutine in `floods.py`.
@@ -43,7 +43,7 @@ from floods import (
     attack_forever,
     chat,
     picture,
-    serve_world,
+    serve_upstreams,
 )
 
 from ep_serve.gateway.keys import new_key
@@ -55,7 +55,7 @@ MIB = 2**20
 MEMORY_MIB, HEALTH_S = 400, 1.0
 PERIOD_S = 0.25
 HEALTH_HOST = "127.0.0.3"
-PATIENCE_S = 60.0
+CLIENT_TIMEOUT_S = 60.0
 START_S = 60.0
 QUIET_S = 3.0
 SPAWN = multiprocessing.get_context("spawn")
@@ -67,7 +67,7 @@ RUN = (
 
 @dataclass
 class Times:
-    """How long the answers to one kind of request took."""
+    """Latencies and errors of one kind of request."""
 
     seconds: list[float] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Times:
 
 @dataclass
 class Row:
-    """What an attack did."""
+    """The results of one attack."""
 
     name: str
     keyed: bool
@@ -90,7 +90,7 @@ class Row:
     tenant: Times
 
     def missed(self, slack: float) -> list[str]:
-        """Goals that it misses, with more seconds for answers."""
+        """Return the missed goals; `slack` adds seconds to the latency goals."""
         found = []
         if self.peak_mib > MEMORY_MIB:
             found.append(f"{self.peak_mib:.0f} MiB")
@@ -133,7 +133,7 @@ def main() -> int:
     )
     given = parser.parse_args()
     if given.write and given.only:
-        parser.error("--write wants all attacks")
+        parser.error("--write requires all attacks")
     rows = uvloop.run(table(given))
     if given.write:
         README.write_text(with_table(README.read_text(), rows, given.seconds))
@@ -141,15 +141,15 @@ def main() -> int:
 
 
 async def table(given: argparse.Namespace) -> list[Row]:
-    """Print a row for each attack."""
+    """Run the attacks and print a row for each."""
     rows = []
     print(HEAD, end="", flush=True)
     async with AsyncExitStack() as stack:
-        stage = await stack.enter_async_context(staged()) if given.one_gateway else None
+        sut = await stack.enter_async_context(start_gateway()) if given.one_gateway else None
         for name, attack in ATTACKS.items():
             for keyed in attack.keys.value if name in (given.only or ATTACKS) else ():
-                async with nullcontext(stage) if stage else staged() as now:
-                    row = await attacked(now, attack, keyed, given.seconds)
+                async with nullcontext(sut) if sut else start_gateway() as now:
+                    row = await measure_attack(now, attack, keyed, given.seconds)
                 print(row, flush=True)
                 for missed in row.missed(given.slack):
                     print(f"missed: {row.name}: {missed}", file=sys.stderr, flush=True)
@@ -158,61 +158,61 @@ async def table(given: argparse.Namespace) -> list[Row]:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A gateway in front of mock engines."""
+class GatewayUnderTest:
+    """A running gateway with mock engines."""
 
     pid: int
     port: int
     tarpit_port: int
     keys: dict[str, str]
     quiet: dict[bool, Times] = field(default_factory=dict)
-    """Times of the other tenant before the first attack, without and with a picture."""
+    """Latencies of the other tenant without an attack, without and with an image."""
 
 
-async def attacked(stage: Stage, attack: Attack, keyed: bool, seconds: float) -> Row:
-    """Measure one attack."""
+async def measure_attack(sut: GatewayUnderTest, attack: Attack, keyed: bool, seconds: float) -> Row:
+    """Run and measure one attack."""
     contents = [picture(n) for n in range(500)] if attack.media else ["Hello"]
     bodies = itertools.cycle([chat(content) for content in contents])
-    other = {"authorization": f"Bearer {stage.keys['other']}"}
-    if attack.media not in stage.quiet:
-        stage.quiet[attack.media] = (await watched(stage.port, other, bodies, QUIET_S))[1]
-    quiet = stage.quiet[attack.media]
+    other = {"authorization": f"Bearer {sut.keys['other']}"}
+    if attack.media not in sut.quiet:
+        sut.quiet[attack.media] = (await measure_latency(sut.port, other, bodies, QUIET_S))[1]
+    quiet = sut.quiet[attack.media]
     started = SPAWN.Event()
-    target = Target(stage.port, stage.tarpit_port, stage.keys["attacker"] if keyed else None)
+    target = Target(sut.port, sut.tarpit_port, sut.keys["attacker"] if keyed else None)
     attacker = SPAWN.Process(
         target=attack_forever, args=(attack.run.__name__, target, started), daemon=True
     )
     attacker.start()
     try:
         await asyncio.to_thread(started.wait)
-        health, tenant = await watched(stage.port, other, bodies, seconds)
+        health, tenant = await measure_latency(sut.port, other, bodies, seconds)
     finally:
         attacker.kill()
         attacker.join()
-    mib = peak_mib(stage.pid)
+    mib = peak_mib(sut.pid)
     return Row(attack.name, keyed, attack.media, mib, quiet.longest, health, tenant)
 
 
 @asynccontextmanager
-async def staged() -> AsyncIterator[Stage]:
-    """Start engines and a gateway."""
+async def start_gateway() -> AsyncIterator[GatewayUnderTest]:
+    """Run mock engines and a gateway."""
     here, there = SPAWN.Pipe()
-    world = SPAWN.Process(target=serve_world, args=(there,), daemon=True)
-    world.start()
+    upstreams = SPAWN.Process(target=serve_upstreams, args=(there,), daemon=True)
+    upstreams.start()
     try:
         with tempfile.TemporaryDirectory() as folder:
             engines, tarpit = await asyncio.to_thread(here.recv)
             async with gateway(Path(folder), engines, tarpit) as (pid, port, keys):
-                yield Stage(pid, port, tarpit, keys)
+                yield GatewayUnderTest(pid, port, tarpit, keys)
     finally:
-        world.kill()
-        world.join()
+        upstreams.kill()
+        upstreams.join()
 
 
-async def watched(
+async def measure_latency(
     port: int, headers: dict[str, str], bodies: Iterator[bytes], seconds: float
 ) -> tuple[Times, Times]:
-    """Times of health checks and of the requests of another tenant."""
+    """Measure health checks and requests of another tenant."""
     health, tenant = Times(), Times()
     url = f"http://127.0.0.1:{port}"
     headers = {"content-type": "application/json", **headers}
@@ -224,7 +224,7 @@ async def watched(
             async with (
                 aiohttp.ClientSession(
                     connector=aiohttp.TCPConnector(local_addr=address),
-                    timeout=aiohttp.ClientTimeout(PATIENCE_S),
+                    timeout=aiohttp.ClientTimeout(CLIENT_TIMEOUT_S),
                 ) as session,
                 session.request(method, url + path, **more) as answer,
             ):
@@ -249,7 +249,7 @@ async def watched(
 async def gateway(
     folder: Path, engines: list[int], tarpit: int
 ) -> AsyncIterator[tuple[int, int, dict[str, str]]]:
-    """A gateway: its process, its port, and the keys of two tenants."""
+    """Run a gateway; yield its process id, port and the keys of two tenants."""
     made = {name: new_key(name) for name in ("attacker", "other")}
     entries = [yaml.safe_load(entry)["keys"][0] for _, entry in made.values()]
     (folder / "keys.yaml").write_text(yaml.safe_dump({"keys": entries}))
@@ -276,7 +276,7 @@ async def gateway(
                         if answer.status == 200:
                             break
                 if time.monotonic() > end or process.returncode is not None:
-                    raise SystemExit("the gateway does not start")
+                    raise SystemExit("the gateway did not start")
                 await asyncio.sleep(0.1)
         yield process.pid, port, {name: key for name, (key, _) in made.items()}
         if process.returncode is not None:
@@ -288,7 +288,7 @@ async def gateway(
 
 
 def peak_mib(pid: int) -> float:
-    """The most memory a process ever had."""
+    """Return the peak resident memory of a process."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
@@ -301,7 +301,7 @@ def free_port() -> int:
 
 
 def with_table(text: str, rows: list[Row], seconds: float) -> str:
-    """A document with another table."""
+    """Replace the table in a document."""
     machine = f"{os.cpu_count()} x {platform.machine()}"
     said = f"Attacks of {seconds:g} s, {machine}. With * the other tenant sends a picture:\n\n"
     before, _, rest = text.partition(BEGIN)

@@ -1,6 +1,6 @@
-"""The attacks of `flood_gateway.py`, and the engines and hosts that they use.
+"""The attacks of `flood_gateway.py`, with the mock engines and hosts that they need.
 
-An attack is a coroutine that gets a `Target` and goes on until it is cancelled.
+An attack is a coroutine that takes a `Target` and runs until it is cancelled.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ ENGINES = 2
 TARPIT_HOST = "127.0.0.2"
 MIB = 2**20
 BATCH = 64 * 2**10
-"""Bytes of a flood that are sent at once."""
+"""Bytes that a flood sends in one write."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where an attack goes."""
+    """The gateway that is attacked."""
 
     port: int
     tarpit_port: int
@@ -48,7 +48,7 @@ class Target:
         return f"http://127.0.0.1:{self.port}"
 
     def head(self, line: str, *more: str) -> bytes:
-        """A head of HTTP/1.1, without its empty line."""
+        """Return an HTTP/1.1 head without its final empty line."""
         auth = [f"{name}: {value}" for name, value in self.headers.items()]
         return "\r\n".join([f"{line} HTTP/1.1", "Host: a", *auth, *more, ""]).encode()
 
@@ -57,7 +57,7 @@ class Target:
 
 
 class Keys(Enum):
-    """Whether an attack makes sense without a key, with one, or both."""
+    """Whether an attack runs without a key, with one, or both."""
 
     WITHOUT = (False,)
     WITH = (True,)
@@ -69,7 +69,7 @@ class Attack:
     name: str
     keys: Keys
     media: bool
-    """Whether it is about media: the other tenant then sends a small picture in its request."""
+    """Whether it attacks media: requests of the other tenant then contain an image."""
     run: Callable[[Target], Awaitable[None]]
 
 
@@ -87,7 +87,7 @@ def attack(
 
 
 def attack_forever(name: str, target: Target, started: Event) -> None:
-    """The body of the attacker's process."""
+    """Run an attack in the attacker's process."""
     _started.append(started)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
@@ -98,10 +98,10 @@ def attack_forever(name: str, target: Target, started: Event) -> None:
 # -- connections ------------------------------------------------------------------------------
 
 
-async def many(
+async def run_concurrently(
     count: int, work: Callable[[], Coroutine[Any, Any, Any]], pause_s: float = 0.0
 ) -> None:
-    """Do something again and again, so often at the same time."""
+    """Run `count` loops of `work` concurrently."""
     for event in _started:
         event.set()
 
@@ -116,7 +116,7 @@ async def many(
 
 
 async def send(target: Target, *pieces: bytes, repeat: bytes = b"", read: bool = True) -> None:
-    """Send pieces on a new connection, then one of them until it is closed."""
+    """Send pieces on a new connection, then `repeat` until it is closed."""
     reader, writer = await asyncio.open_connection("127.0.0.1", target.port, limit=MIB)
     if not read:
         writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -140,7 +140,7 @@ async def send(target: Target, *pieces: bytes, repeat: bytes = b"", read: bool =
 
 
 async def trickle(target: Target, head: bytes, piece: bytes, pause_s: float) -> None:
-    """Send a head, and then as little as possible; give up when the server does."""
+    """Send a head, then a piece after each pause until the server closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
     try:
         writer.write(head)
@@ -159,13 +159,13 @@ def chat(content: Any, **fields: Any) -> bytes:
 
 
 def picture(number: int) -> list[dict[str, Any]]:
-    """A message of a small picture, another one for each number."""
+    """Return message content with a small image, different for each number."""
     data = base64.b64encode(make_image(number=number)).decode()
     return [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}]
 
 
 async def post(target: Target, body: bytes, path: str = "/v1/chat/completions") -> None:
-    """One request on a connection of its own; its answer is read."""
+    """Send a request on a new connection and read the response."""
     headers = {"content-type": "application/json", "connection": "close", **target.headers}
     async with (
         aiohttp.ClientSession(headers=headers) as session,
@@ -180,53 +180,61 @@ async def post(target: Target, body: bytes, path: str = "/v1/chat/completions") 
 @attack("Pipelined requests")
 async def pipelining(target: Target) -> None:
     request = target.head("GET /v1/models" if target.key else "GET /health") + b"\r\n"
-    await many(8, lambda: send(target, repeat=request * (BATCH // len(request))))
+    await run_concurrently(8, lambda: send(target, repeat=request * (BATCH // len(request))))
 
 
 @attack("Pipelined requests, answers not read")
 async def unread_answers(target: Target) -> None:
     request = target.head("GET /v1/models" if target.key else "GET /health") + b"\r\n"
-    await many(500, lambda: send(target, repeat=request * 8, read=False))
+    await run_concurrently(500, lambda: send(target, repeat=request * 8, read=False))
 
 
 @attack("Heads without end")
 async def endless_heads(target: Target) -> None:
-    await many(64, lambda: send(target, target.head("GET /health") + b"X: ", repeat=b"a" * BATCH))
+    await run_concurrently(
+        64, lambda: send(target, target.head("GET /health") + b"X: ", repeat=b"a" * BATCH)
+    )
 
 
 @attack("Heads without end while an answer runs", Keys.WITH)
 async def endless_heads_behind_answers(target: Target) -> None:
     body = chat("slowly", stream=True)
     first = target.chat_head(f"Content-Length: {len(body)}") + b"\r\n" + body
-    await many(64, lambda: send(target, first, b"GET /health HTTP/1.1\r\nX: ", repeat=b"a" * BATCH))
+    await run_concurrently(
+        64, lambda: send(target, first, b"GET /health HTTP/1.1\r\nX: ", repeat=b"a" * BATCH)
+    )
 
 
 @attack("Trailers without end")
 async def endless_trailers(target: Target) -> None:
     start = target.chat_head("Transfer-Encoding: chunked") + b"\r\n2\r\n{}\r\n0\r\n"
-    await many(64, lambda: send(target, start, repeat=b"X: aaaaaaaaaa\r\n" * (BATCH // 16)))
+    await run_concurrently(
+        64, lambda: send(target, start, repeat=b"X: aaaaaaaaaa\r\n" * (BATCH // 16))
+    )
 
 
 @attack("Chunk extensions without end")
 async def endless_extensions(target: Target) -> None:
     start = target.chat_head("Transfer-Encoding: chunked") + b"\r\n2;"
-    await many(64, lambda: send(target, start, repeat=b"a" * BATCH))
+    await run_concurrently(64, lambda: send(target, start, repeat=b"a" * BATCH))
 
 
 @attack("Silent connections", Keys.WITHOUT)
 async def silent(target: Target) -> None:
-    await many(5_000, lambda: send(target), pause_s=3)
+    await run_concurrently(5_000, lambda: send(target), pause_s=3)
 
 
 @attack("Heads of 32 kB that are never complete", Keys.WITHOUT)
 async def half_heads(target: Target) -> None:
     head = target.head("GET /health", *(f"X-{n}: {'a' * 240}" for n in range(120)))
-    await many(5_000, lambda: trickle(target, head, b"", 5), pause_s=3)
+    await run_concurrently(5_000, lambda: trickle(target, head, b"", 5), pause_s=3)
 
 
 @attack("Connections that are kept alive", Keys.WITHOUT)
 async def kept_alive(target: Target) -> None:
-    await many(5_000, lambda: send(target, target.head("GET /health") + b"\r\n"), pause_s=3)
+    await run_concurrently(
+        5_000, lambda: send(target, target.head("GET /health") + b"\r\n"), pause_s=3
+    )
 
 
 @attack("New connections without a pause", Keys.WITHOUT)
@@ -236,7 +244,7 @@ async def reconnecting(target: Target) -> None:
         writer.write(b"\x16\x03\x01 nonsense\r\n\r\n")
         writer.close()
 
-    await many(64, once)
+    await run_concurrently(64, once)
 
 
 # -- bodies -----------------------------------------------------------------------------------
@@ -245,31 +253,31 @@ async def reconnecting(target: Target) -> None:
 @attack("Slow bodies")
 async def slow_bodies(target: Target) -> None:
     head = target.chat_head(f"Content-Length: {40 * MIB}") + b"\r\n" + b" " * 100_000
-    await many(1_000, lambda: trickle(target, head, b" " * 20_000, 1), pause_s=1)
+    await run_concurrently(1_000, lambda: trickle(target, head, b" " * 20_000, 1), pause_s=1)
 
 
 @attack("Large bodies at once")
 async def large_bodies(target: Target) -> None:
     body = chat("a" * (40 * MIB))
-    await many(16, lambda: post(target, body))
+    await run_concurrently(16, lambda: post(target, body))
 
 
 @attack("JSON of many values")
 async def json_values(target: Target) -> None:
     body = b'{"model": "mock", "messages": [' + b"[]," * (15 * MIB) + b"[]]}"
-    await many(4, lambda: post(target, body))
+    await run_concurrently(4, lambda: post(target, body))
 
 
 @attack("JSON that is nested deeply")
 async def json_depth(target: Target) -> None:
     body = b'{"model": "mock", "messages": ' + b"[" * (20 * MIB) + b"]" * (20 * MIB) + b"}"
-    await many(4, lambda: post(target, body))
+    await run_concurrently(4, lambda: post(target, body))
 
 
 @attack("JSON of many fields")
 async def json_fields(target: Target) -> None:
     fields = b",".join(b'"%x": 0' % number for number in range(3_500_000))
-    await many(4, lambda: post(target, b"{" + fields + b"}"))
+    await run_concurrently(4, lambda: post(target, b"{" + fields + b"}"))
 
 
 @attack("Hang-ups at random moments", media=True)
@@ -283,7 +291,7 @@ async def hang_ups(target: Target) -> None:
         await asyncio.sleep(random.uniform(0, 0.15))
         writer.close()
 
-    await many(64, once)
+    await run_concurrently(64, once)
 
 
 # -- media ------------------------------------------------------------------------------------
@@ -292,7 +300,9 @@ async def hang_ups(target: Target) -> None:
 @attack("URLs of a host that never answers", Keys.WITH, media=True)
 async def tarpit(target: Target) -> None:
     url = f"http://{TARPIT_HOST}:{target.tarpit_port}/a.mp4"
-    await many(200, lambda: post(target, chat([{"type": "video_url", "video_url": {"url": url}}])))
+    await run_concurrently(
+        200, lambda: post(target, chat([{"type": "video_url", "video_url": {"url": url}}]))
+    )
 
 
 @attack("Uploads of junk", media=True)
@@ -307,14 +317,14 @@ async def junk_uploads(target: Target) -> None:
         ):
             await answer.read()
 
-    await many(32, once)
+    await run_concurrently(32, once)
 
 
 @attack("Inlined junk", media=True)
 async def inlined_junk(target: Target) -> None:
     url = "data:video/mp4;base64," + base64.b64encode(random.randbytes(8 * MIB)).decode()
     body = chat([{"type": "video_url", "video_url": {"url": url}}])
-    await many(32, lambda: post(target, body))
+    await run_concurrently(32, lambda: post(target, body))
 
 
 @attack("Downloads that are not read", Keys.WITH)
@@ -328,7 +338,7 @@ async def unread_downloads(target: Target) -> None:
     ):
         name = (await answer.json())["id"]
     request = target.head(f"GET /v1/files/{name}/content") + b"\r\n"
-    await many(300, lambda: send(target, repeat=request * 8, read=False))
+    await run_concurrently(300, lambda: send(target, repeat=request * 8, read=False))
 
 
 # -- engines ----------------------------------------------------------------------------------
@@ -336,23 +346,23 @@ async def unread_downloads(target: Target) -> None:
 
 @attack("Requests that an engine answers with 500", Keys.WITH)
 async def poison(target: Target) -> None:
-    await many(8, lambda: post(target, chat("poison")))
+    await run_concurrently(8, lambda: post(target, chat("poison")))
 
 
 @attack("Requests that break the connection to an engine", Keys.WITH)
 async def killer(target: Target) -> None:
-    await many(8, lambda: post(target, chat("killer")))
+    await run_concurrently(8, lambda: post(target, chat("killer")))
 
 
 @attack("Streams that are not read", Keys.WITH)
 async def unread_streams(target: Target) -> None:
     body = chat("much", stream=True)
     head = target.chat_head(f"Content-Length: {len(body)}")
-    await many(200, lambda: send(target, head + b"\r\n" + body, read=False))
+    await run_concurrently(200, lambda: send(target, head + b"\r\n" + body, read=False))
 
 
 class Engine(MockUpstream):
-    """An engine that does what a prompt says."""
+    """A mock engine whose behavior depends on the prompt."""
 
     async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         content = body["messages"][-1]["content"]
@@ -376,13 +386,13 @@ class Engine(MockUpstream):
         return await super()._answer(request, body)
 
 
-def serve_world(ports: Any) -> None:
-    """The body of the engines' process; it sends their ports, and that of the tarpit."""
+def serve_upstreams(ports: Any) -> None:
+    """Run mock engines and a tarpit, and send their ports through the pipe."""
     with suppress(KeyboardInterrupt):
-        uvloop.run(_serve_world(ports))
+        uvloop.run(_serve_upstreams(ports))
 
 
-async def _serve_world(ports: Any) -> None:
+async def _serve_upstreams(ports: Any) -> None:
     engines = [Engine() for _ in range(ENGINES)]
     for engine in engines:
         await engine.start()

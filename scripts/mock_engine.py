@@ -1,13 +1,13 @@
-"""An engine without a model that costs next to nothing, for `bench_gateway.py`.
+"""A mock engine with minimal CPU use, for `bench_gateway.py`.
 
     python scripts/mock_engine.py PORT [--tokens N] [--interval SECONDS]
 
-It answers every chat request with the same stream. Token `n` is due `n` intervals after the first
-one, however late those before it were, so that the rate is fixed; each is a chunk of its own. With
-the interval 0 one token of each stream is sent in each turn of the event loop.
+It answers every chat request with the same stream at a fixed rate: token `n` is due `n` intervals
+after the first one, and each token is a separate chunk. With interval 0 one token of each stream is
+sent per event loop iteration.
 
-Written for asyncio's protocols: with an HTTP framework this process would need more of a small
-machine than the proxies it is to measure.
+It uses asyncio protocols: with an HTTP framework it would need more CPU time than the proxies that
+are measured.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _MODELS = {"object": "list", "data": [{"id": MODEL, "object": "model", "created"
 
 
 def chunk(event: bytes) -> bytes:
-    """One event as one chunk of HTTP."""
+    """Encode an event as an HTTP chunk."""
     data = b"data: " + event + b"\n\n"
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def token(number: int) -> bytes:
-    """One token as vLLM writes it."""
+    """Encode a token as vLLM does."""
     choice = {"index": 0, "delta": {"content": f"t{number} "}, "finish_reason": None}
     head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": MODEL}
     return chunk(json.dumps({**head, "choices": [choice]}, separators=(",", ":")).encode())
 
 
 class Connection(asyncio.Protocol):
-    """One connection and the stream that it is sent."""
+    """A connection that sends the stream."""
 
     def __init__(self, tokens: list[bytes], interval: float) -> None:
         self._tokens = tokens

@@ -86,7 +86,7 @@ NAMED: dict[str, tuple[Make, str]] = {
 
 
 @pytest.mark.parametrize(("make", "name"), NAMED.values(), ids=NAMED.keys())
-def test_common_formats_that_are_not_served_are_named(make: Make, name: str) -> None:
+def test_common_unsupported_formats_are_named(make: Make, name: str) -> None:
     data = make()
     for modality in MODALITIES:
         sentence = f"is in the format {name}, which is not served"
@@ -122,14 +122,14 @@ def test_the_track_used_is_the_first_default_one_or_else_the_first(
     assert len(decode_sound(data, LIMITS)) / 16_000 == pytest.approx(seconds[used], abs=0.2)
 
 
-def test_covers_are_no_tracks() -> None:
+def test_cover_art_does_not_count_as_a_track() -> None:
     cover = SimpleNamespace(disposition=Disposition.attached_pic | Disposition.default)
     film = SimpleNamespace(disposition=0)
     assert default_track([cover, film]) is film
     assert default_track([cover]) is None
 
 
-def test_the_gateway_looks_at_the_track_that_the_engine_decodes() -> None:
+def test_the_gateway_probes_the_track_that_the_engine_decodes() -> None:
     data = bytearray(tracks("matroska", flags=(False, True), seconds=(1.0, 1.0)))
     first = data.index(b"A_AAC")
     data[first : first + 5] = b"A_XYZ"

@@ -147,7 +147,7 @@ async def test_a_number_or_text_that_engines_cannot_represent_is_named(world: Ma
         assert not w.engine.requests
 
 
-async def test_hostile_requests_that_hang_up_leave_nothing(world: MakeWorld) -> None:
+async def test_hostile_requests_that_disconnect_leave_nothing_behind(world: MakeWorld) -> None:
     moments = random.Random(0)
     async with staged(world) as scene:
 

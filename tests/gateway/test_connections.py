@@ -98,7 +98,7 @@ async def test_a_connection_that_cannot_go_on_is_not_used_again(answer: bytes) -
         assert await connections.acquire() is not connection
 
 
-async def test_nor_is_one_that_was_idle_for_long() -> None:
+async def test_a_connection_that_was_idle_for_long_is_not_used_again() -> None:
     async with engine(HELLO, HELLO) as connections:
         connection = await asked(connections)
         await whole(connection)
@@ -200,7 +200,9 @@ async def test_an_error_of_the_receiver_ends_the_delivery() -> None:
 
 
 @pytest.mark.parametrize("delivered", [False, True])
-async def test_an_engine_waits_for_one_who_does_not_read(delivered: bool) -> None:
+async def test_reading_from_an_engine_pauses_while_the_client_does_not_read(
+    delivered: bool,
+) -> None:
     sent = 0
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -61,7 +61,7 @@ def test_a_copy_that_cannot_be_kept_closes_its_download() -> None:
     assert asyncio.run(run())
 
 
-def test_who_stops_reading_a_url_closes_its_connection() -> None:
+def test_a_cancelled_download_closes_its_connection() -> None:
     async def run() -> None:
         closed = asyncio.Event()
 

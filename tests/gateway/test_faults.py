@@ -33,7 +33,7 @@ async def events(w: World, **fields: Any) -> tuple[int, list[Any]]:
 
 @pytest.mark.parametrize("mode", ["error", "die_before", "die_after_header", "hang", "busy"])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_request_that_did_not_start_succeeds_elsewhere(
+async def test_a_request_that_did_not_start_is_retried_on_another_engine(
     world: MakeWorld, mode: Any, stream: bool
 ) -> None:
     if mode == "die_after_header" and not stream:
@@ -80,14 +80,14 @@ async def test_a_request_that_engines_took_and_failed_reaches_two_of_them_once(
         assert sum(len(engine.requests) for engine in mocks) == min(2, engines)
 
 
-async def test_engines_that_took_nothing_are_passed_over(world: MakeWorld) -> None:
+async def test_engines_that_accept_no_request_are_skipped(world: MakeWorld) -> None:
     mocks = [MockUpstream(mode="busy"), MockUpstream(mode="busy"), MockUpstream()]
     async with world(mocks) as w:
         assert [(await w.ask()).status_code for _ in range(6)] == [200] * 6
 
 
 @pytest.mark.parametrize("mode", ["error", "die_before", "error_event"])
-async def test_requests_that_fail_close_no_engine_to_others(world: MakeWorld, mode: Any) -> None:
+async def test_failed_requests_do_not_open_the_circuit(world: MakeWorld, mode: Any) -> None:
     mocks = [MockUpstream(poison=mode) for _ in range(2)]
     async with world(mocks) as w:
         for number in range(12):
@@ -99,7 +99,7 @@ async def test_requests_that_fail_close_no_engine_to_others(world: MakeWorld, mo
                 assert (await w.ask()).status_code == 200
 
 
-async def test_an_engine_that_fails_every_request_is_left_alone_until_it_answers_one(
+async def test_an_engine_that_fails_every_request_gets_none_until_a_trial_succeeds(
     world: MakeWorld,
 ) -> None:
     async with world(2) as w:
@@ -199,7 +199,7 @@ async def no_time(_: Any) -> bool:
 
 
 @pytest.mark.parametrize("check", [no_socket, no_time])
-async def test_engines_are_not_blamed_for_what_the_gateway_lacks(
+async def test_a_lack_of_local_resources_does_not_count_against_engines(
     world: MakeWorld, monkeypatch: pytest.MonkeyPatch, check: Any
 ) -> None:
     routing = {"health_timeout_s": 0.1, "health_interval_s": 60}
@@ -279,7 +279,7 @@ def json_event(event: str) -> Any:
     return data if data == "[DONE]" else json.loads(data)
 
 
-async def test_draining_tells_others_and_cuts_nobody(world: MakeWorld) -> None:
+async def test_draining_is_visible_in_ready_and_interrupts_no_request(world: MakeWorld) -> None:
     engine = MockUpstream(tokens=20, interval_s=0.1)
     async with world([engine]) as w:
         running = [asyncio.create_task(events(w)) for _ in range(5)]

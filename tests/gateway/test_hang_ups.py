@@ -50,7 +50,7 @@ async def left_over(w: World) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_clients_that_hang_up_at_any_moment_leave_nothing_behind(
+async def test_clients_that_disconnect_at_any_moment_leave_nothing_behind(
     world: MakeWorld, seed: int
 ) -> None:
     chance = random.Random(seed)
@@ -78,7 +78,7 @@ async def test_clients_that_hang_up_at_any_moment_leave_nothing_behind(
         assert {answer.status_code for answer in answers} == {200}
 
 
-async def test_an_engine_stops_working_for_a_client_that_is_gone(world: MakeWorld) -> None:
+async def test_a_disconnect_cancels_the_request_at_the_engine(world: MakeWorld) -> None:
     engine = MockUpstream(mode="hang")
     async with world([engine], routing={"first_byte_timeout_s": 600, "answer_timeout_s": 600}) as w:
         for stream in (True, False):
@@ -94,7 +94,7 @@ async def test_an_engine_stops_working_for_a_client_that_is_gone(world: MakeWorl
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_nobody_waits_for_a_free_engine_and_all_engines_are_given_back(seed: int) -> None:
+async def test_cancelled_requests_release_their_engines_and_leave_the_queue(seed: int) -> None:
     chance = random.Random(seed)
     router, engines = make_router(3, RoutingSettings(concurrency=2), QueueSettings(timeout_s=30))
     for engine, models in zip(engines, ("a", "ab", "b"), strict=True):

@@ -127,7 +127,7 @@ async def test_a_head_without_end_while_an_answer_runs_is_not_kept(
 
 
 @pytest.mark.parametrize("pipelined", [b"", HEALTH, HEALTH * 3])
-async def test_an_answer_ends_when_its_client_goes_whatever_is_pipelined(
+async def test_a_disconnect_ends_a_response_whatever_is_pipelined(
     world: MakeWorld, pipelined: bytes
 ) -> None:
     async with world(routing={"idle_timeout_s": 60}) as w:
@@ -138,7 +138,7 @@ async def test_an_answer_ends_when_its_client_goes_whatever_is_pipelined(
         await eventually("the engine is told", lambda: w.engine.cancelled == 1)
 
 
-async def test_a_client_that_reads_nothing_is_cut_off(
+async def test_a_client_that_reads_nothing_is_disconnected(
     world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(write_watchdog, "WRITE_TIMEOUT_S", 0.3)
@@ -174,7 +174,7 @@ async def test_a_burst_of_requests_does_not_hold_up_other_senders() -> None:
 
 
 @pytest.mark.parametrize(("keys", "tenants"), [(TWO_KEYS, {"a", "b", None}), (None, {"anonymous"})])
-async def test_only_valid_keys_have_turns_of_their_own(
+async def test_only_valid_keys_count_as_separate_senders(
     world: MakeWorld, monkeypatch: pytest.MonkeyPatch, keys: Any, tenants: set[str | None]
 ) -> None:
     senders = set[Any]()
@@ -219,7 +219,7 @@ def test_new_connections_are_accepted_in_few_turns_of_the_event_loop(tmp_path: P
 
 
 @pytest.mark.parametrize("said", [b"", GET, HEALTH, POST + b"Content-Length: 9\r\n\r\n"])
-async def test_connections_that_wait_lock_nobody_out(world: MakeWorld, said: bytes) -> None:
+async def test_waiting_connections_do_not_block_new_ones(world: MakeWorld, said: bytes) -> None:
     async with (
         world(keys=KEYS, request={"max_connections": 20, "header_timeout_s": 60}) as w,
         AsyncExitStack() as stack,

@@ -151,7 +151,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_a_broken_key_file_is_a_sentence_at_the_start_and_changes_nothing_later(
+def test_a_broken_key_file_is_a_readable_error_at_startup_and_changes_nothing_later(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     file = write_keys(tmp_path / "keys.yaml", [{"name": "a"}])
@@ -168,7 +168,7 @@ def test_a_broken_key_file_is_a_sentence_at_the_start_and_changes_nothing_later(
     assert ring.authenticate(bearer("a")["authorization"]).name == "a"
 
 
-def test_a_key_file_that_cannot_be_read_is_a_sentence(
+def test_an_unreadable_key_file_is_a_readable_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):

@@ -44,9 +44,7 @@ async def tarpit() -> AsyncIterator[tuple[str, int, asyncio.Event]]:
 
 
 @pytest.mark.parametrize("keys", [None, KEYS])
-async def test_media_inside_requests_do_not_wait_for_servers_elsewhere(
-    world: MakeWorld, keys: Any
-) -> None:
+async def test_inlined_media_do_not_wait_for_downloads(world: MakeWorld, keys: Any) -> None:
     async with (
         tarpit() as (url, port, open_gate),
         world(keys=keys, media={"concurrency": 3, **fetching(port, timeout_s=60)}) as w,
@@ -91,7 +89,7 @@ async def test_a_server_that_sends_too_slowly_is_given_up(
         await settled(w)
 
 
-async def test_requests_that_hang_up_at_any_moment_leave_nothing(world: MakeWorld) -> None:
+async def test_media_requests_that_disconnect_leave_nothing_behind(world: MakeWorld) -> None:
     moments = random.Random(0)
     async with tarpit() as (url, port, _), world(media=fetching(port)) as w:
 
@@ -195,7 +193,7 @@ async def test_a_gateway_that_stops_finishes_downloads(world: MakeWorld) -> None
             await draining
 
 
-async def test_an_engine_that_does_not_read_is_cut_off(world: MakeWorld) -> None:
+async def test_an_engine_that_does_not_read_media_is_disconnected(world: MakeWorld) -> None:
     async with world(request={"body_timeout_s": 0.5}) as w:
         path = await uploaded(w)
         file = w.gateway.media.store.file("anonymous", path.split("/")[3])
@@ -234,7 +232,7 @@ async def test_a_file_that_has_expired_is_served_nowhere(
         assert len(w.engine.requests) == 1
 
 
-async def test_a_full_disk_is_said_and_what_is_stored_is_served(
+async def test_a_full_disk_is_reported_and_stored_media_are_served(
     world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world([MockUpstream(fetch_media=True)]) as w:

@@ -75,7 +75,7 @@ async def test_the_page_needs_no_key_and_tells_nothing_of_the_gateway(world: Mak
         assert create_app(w.gateway).openapi() == without
 
 
-async def test_a_slash_too_many_is_forgiven_below_any_prefix(world: MakeWorld) -> None:
+async def test_a_trailing_slash_is_redirected_below_any_prefix(world: MakeWorld) -> None:
     async with world(**ENABLED) as w:
         answer = await w.client.get("/playground/")
         assert (answer.status_code, answer.headers["location"]) == (307, "../playground")

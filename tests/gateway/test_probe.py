@@ -111,7 +111,7 @@ async def test_limits_are_named(tmp_path: Path) -> None:
         (lambda: flac_bomb(8), "5 s"),
     ],
 )
-async def test_a_bomb_does_not_go_off(tmp_path: Path, bomb: Any, words: str) -> None:
+async def test_a_decompression_bomb_is_refused(tmp_path: Path, bomb: Any, words: str) -> None:
     limit = 5 if words == "5 s" else 1_800
     async with probing(tmp_path, max_duration_s=limit) as (probe, _):
         await probe(make_wav(0.1))  # the helper is there
@@ -190,7 +190,7 @@ async def test_where_no_process_can_be_started_media_are_refused_for_now(
         assert error.value.retry_after
 
 
-async def test_a_probe_that_nobody_waits_for_keeps_its_slot_until_it_ends(tmp_path: Path) -> None:
+async def test_a_cancelled_probe_keeps_its_slot_until_it_ends(tmp_path: Path) -> None:
     async with probing(tmp_path, concurrency=1) as (ask, prober):
         await ask(make_wav(0.1))
         assert prober._helper is not None

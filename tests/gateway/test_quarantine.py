@@ -41,7 +41,7 @@ def counted(w: World, name: str, **labels: str) -> float:
 
 @pytest.mark.parametrize("mode", ["die", "die_before", "core_dies"])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_request_that_ends_engines_ends_two_and_is_refused_then(
+async def test_a_request_that_crashes_two_engines_is_quarantined(
     world: MakeWorld,
     mode: Mode,
     stream: bool,
@@ -69,7 +69,9 @@ async def test_a_request_that_ends_engines_ends_two_and_is_refused_then(
     assert vars(told)["request_id"] == "the-one"
 
 
-async def test_so_is_one_that_ends_them_in_the_middle_of_its_answer(world: MakeWorld) -> None:
+async def test_a_request_that_crashes_engines_in_the_middle_of_its_answer_is_quarantined_too(
+    world: MakeWorld,
+) -> None:
     async with world(poisoned(3, "die_mid"), routing=SLOW_CHECKS) as w:
         for _ in range(2):
             answer = await w.ask(POISON, stream=True)
@@ -79,7 +81,7 @@ async def test_so_is_one_that_ends_them_in_the_middle_of_its_answer(world: MakeW
         check_error(await w.ask(POISON, stream=True), 422, "request_quarantined")
 
 
-async def test_a_restart_between_two_breaks_changes_nothing(world: MakeWorld) -> None:
+async def test_a_restart_between_two_crashes_changes_nothing(world: MakeWorld) -> None:
     async with world(poisoned(1, "die")) as w:
         for _ in range(2):
             check_error(await w.ask(POISON), 502)
@@ -165,7 +167,7 @@ async def test_a_poisoned_request_that_comes_again_does_not_end_the_last_engine(
         await asyncio.gather(*beside, return_exceptions=True)
 
 
-async def test_copies_sent_at_once_end_no_more_engines_than_they_reach(world: MakeWorld) -> None:
+async def test_concurrent_copies_crash_no_more_engines_than_they_reach(world: MakeWorld) -> None:
     async with world(poisoned(6, "die"), routing=SLOW_CHECKS) as w:
         answers = await asyncio.gather(*(w.ask(POISON) for _ in range(3)))
         assert {answer.status_code for answer in answers} <= {502, 422}
@@ -194,7 +196,7 @@ async def until_ready(w: World, *, ready: bool = True) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_content_is_known_again_whoever_sends_it(world: MakeWorld) -> None:
+async def test_content_is_recognized_whoever_sends_it(world: MakeWorld) -> None:
     found: list[bytes] = []
     content = part("image_url", data_url(make_image()))
     other = [{"type": "text", "text": "y"}, *content]
@@ -229,7 +231,7 @@ def refused(given: Quarantine, content: bytes) -> str | None:
         return error.code
 
 
-def test_one_break_says_nothing_about_a_request() -> None:
+def test_one_crash_does_not_quarantine_a_request() -> None:
     given = quarantine()
     for _ in range(2):  # two of the same content, in flight at the same time
         given.record_crash(b"a", 1)
@@ -237,7 +239,7 @@ def test_one_break_says_nothing_about_a_request() -> None:
         assert not on_trial
 
 
-def test_requests_that_share_both_breaks_are_tried_one_at_a_time() -> None:
+def test_requests_that_share_both_crashes_are_tried_one_at_a_time() -> None:
     given = quarantine()
     for content in (b"a", b"b"):
         given.record_crash(content, 1)
@@ -252,7 +254,7 @@ def test_requests_that_share_both_breaks_are_tried_one_at_a_time() -> None:
         assert on_trial
 
 
-def test_of_many_that_share_both_breaks_a_part_is_tried_at_a_time() -> None:
+def test_a_fraction_of_many_requests_that_share_both_crashes_is_tried_at_a_time() -> None:
     given = quarantine()
     contents = [bytes([number]) for number in range(40)]
     for content in contents:
@@ -266,7 +268,7 @@ def test_of_many_that_share_both_breaks_a_part_is_tried_at_a_time() -> None:
     assert refused(given, contents[10]) is None
 
 
-def test_a_third_break_tells_the_cause_from_its_company() -> None:
+def test_a_third_crash_identifies_the_cause() -> None:
     given = quarantine()
     for content in (b"a", b"poison"):
         given.record_crash(content, 1)
@@ -276,7 +278,7 @@ def test_a_third_break_tells_the_cause_from_its_company() -> None:
     assert refused(given, b"a") is None
 
 
-def test_content_that_was_answered_before_is_refused_only_after_a_third_break() -> None:
+def test_content_that_succeeded_before_is_refused_only_after_a_third_crash() -> None:
     given = quarantine()
     given.answered(b"a")
     for number in (1, 2):
@@ -287,7 +289,7 @@ def test_content_that_was_answered_before_is_refused_only_after_a_third_break() 
     assert refused(given, b"a") == "request_quarantined"
 
 
-def test_an_answer_forgets_earlier_breaks() -> None:
+def test_a_success_clears_earlier_crashes() -> None:
     given = quarantine()
     given.record_crash(b"a", 1)
     given.answered(b"a")
@@ -307,7 +309,7 @@ def test_a_quarantine_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not given._crashes
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_the_number_of_records_is_bounded() -> None:
     given = quarantine()
     for number in range(2 * MAX_ENTRIES):
         given.answered(number.to_bytes(4))

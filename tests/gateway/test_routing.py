@@ -78,7 +78,7 @@ async def test_the_loss_of_an_engine_moves_only_its_own_media() -> None:
     assert min(Counter(one.name for one in before.values()).values()) > 20
 
 
-async def test_who_waits_longest_goes_first_unless_another_has_priority() -> None:
+async def test_queued_requests_are_ordered_by_priority_and_arrival() -> None:
     router, _ = make_router(1, RoutingSettings(concurrency=1))
     first = Demand("m")
     engine = await router.acquire(first)
@@ -100,7 +100,7 @@ async def test_who_waits_longest_goes_first_unless_another_has_priority() -> Non
     assert engine.active == 0
 
 
-async def test_a_queue_has_an_end_and_patience_has_one_too() -> None:
+async def test_the_queue_has_a_length_limit_and_a_timeout() -> None:
     queue = QueueSettings(max_waiting=1, timeout_s=0.1)
     router, _ = make_router(1, RoutingSettings(concurrency=1), queue)
     await router.acquire(Demand("m"))
@@ -115,7 +115,7 @@ async def test_a_queue_has_an_end_and_patience_has_one_too() -> None:
         assert error.retry_after
 
 
-async def test_who_gives_up_waiting_leaves_no_trace() -> None:
+async def test_a_cancelled_request_is_removed_from_the_queue() -> None:
     router, engines = make_router(1, RoutingSettings(concurrency=1))
     first = Demand("m")
     engine = await router.acquire(first)
@@ -129,7 +129,7 @@ async def test_who_gives_up_waiting_leaves_no_trace() -> None:
     assert await router.acquire(first)
 
 
-async def test_an_engine_that_cannot_be_reached_is_left_alone_until_a_trial_succeeds() -> None:
+async def test_an_unreachable_engine_gets_no_requests_until_a_trial_succeeds() -> None:
     routing = RoutingSettings(breaker_failures=2, breaker_reset_s=0.1)
     router, (engine,) = make_router(1, routing)
     for _ in range(2):
@@ -163,7 +163,7 @@ async def test_failures_in_a_row_cause_a_trial_and_nothing_else() -> None:
     assert not engine.is_available
 
 
-async def test_who_waits_for_a_full_model_does_not_hold_up_others() -> None:
+async def test_a_request_for_a_full_model_does_not_block_other_models() -> None:
     router, (full, idle) = make_router(2, RoutingSettings(concurrency=1))
     full.models, idle.models = {"a": {}}, {"b": {}}
     first = Demand("a")
@@ -197,7 +197,7 @@ async def test_a_long_queue_costs_little_when_a_request_ends(
         task.cancel()
 
 
-async def test_nor_does_one_who_waits_for_another_engine_than_one_that_failed() -> None:
+async def test_a_request_that_excludes_an_engine_does_not_block_others() -> None:
     router, (failed, other) = make_router(2, RoutingSettings(concurrency=1))
     demand = Demand("m")
     await router.acquire(demand, frozenset({failed.name}))
@@ -208,7 +208,7 @@ async def test_nor_does_one_who_waits_for_another_engine_than_one_that_failed() 
     assert await waiting is other
 
 
-async def test_who_waited_for_engines_that_are_gone_learns_that_they_are() -> None:
+async def test_a_queued_request_fails_with_503_when_no_engine_is_left() -> None:
     router, (engine,) = make_router(1, RoutingSettings(concurrency=1), QueueSettings(timeout_s=0.1))
     await router.acquire(Demand("m"))
     waiting = asyncio.create_task(router.acquire(Demand("m")))

@@ -128,7 +128,7 @@ def test_no_upstream_is_a_mistake() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("host", ["no such host", "a" * 64])
-async def test_a_host_that_is_none_is_a_sentence(tmp_path: Path, host: str) -> None:
+async def test_an_invalid_host_is_a_readable_error(tmp_path: Path, host: str) -> None:
     options = {"upstreams": UPSTREAM, "host": host, "allow_anonymous": True, "port": 0}
     settings = load(None, {**options, "store": {"path": tmp_path / "store"}})
     with pytest.raises(SettingsError, match=r"^port: cannot listen on"):
@@ -137,7 +137,7 @@ async def test_a_host_that_is_none_is_a_sentence(tmp_path: Path, host: str) -> N
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "gateway.example.org"])
-def test_it_refuses_to_start_without_keys_where_others_reach_it(host: str) -> None:
+def test_it_refuses_to_start_without_keys_off_loopback(host: str) -> None:
     with pytest.raises(SettingsError, match="keys_file"):
         load(None, {"upstreams": UPSTREAM, "host": host})
     assert load(None, {"upstreams": UPSTREAM, "host": host, "allow_anonymous": True})

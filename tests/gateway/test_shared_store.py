@@ -75,7 +75,7 @@ async def test_one_gateway_serves_what_another_received(two: list[SharedStore]) 
     assert await names(b) == ["naïve \u202e?.mp4"]
 
 
-async def test_a_tenant_has_so_many_files_and_its_oldest_gives_way(
+async def test_the_oldest_files_of_a_tenant_above_the_limit_are_evicted(
     two: list[SharedStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index, "MAX_FILES", 3)
@@ -84,9 +84,7 @@ async def test_a_tenant_has_so_many_files_and_its_oldest_gives_way(
     assert await names(two[1]) == ["4", "3", "2"]
 
 
-async def test_a_gateway_that_starts_without_a_memory_finds_everything(
-    bucket: Server, tmp_path: Path
-) -> None:
+async def test_a_gateway_with_an_empty_disk_finds_all_files(bucket: Server, tmp_path: Path) -> None:
     async with gateway(bucket, tmp_path / "old") as store:
         files = [await put(store, bytes([number]) * 100, name=str(number)) for number in range(5)]
     async with gateway(bucket, tmp_path / "new") as store:
@@ -197,7 +195,7 @@ async def test_media_of_requests_stay_out_of_the_bucket(bucket: Server, tmp_path
     assert bucket.objects() == {}
 
 
-async def test_files_grow_old_and_orphans_too(bucket: Server, tmp_path: Path) -> None:
+async def test_files_and_orphaned_blobs_expire(bucket: Server, tmp_path: Path) -> None:
     often = {"sync_interval_s": 0.01}
     async with gateway(bucket, tmp_path, often, file_ttl_s=1) as store:
         file = await put(store, b"old")
@@ -343,9 +341,7 @@ async def test_a_prefix_keeps_two_deployments_apart(bucket: Server, tmp_path: Pa
         assert all(name.startswith("team/a/") for name in bucket.objects())
 
 
-async def test_a_bucket_that_cannot_be_used_is_said_at_the_start(
-    bucket: Server, tmp_path: Path
-) -> None:
+async def test_an_unusable_bucket_is_reported_at_startup(bucket: Server, tmp_path: Path) -> None:
     for wrong in ({"bucket": "nowhere"}, {"endpoint": "http://127.0.0.1:1", "timeout_s": 0.2}):
         with pytest.raises(
             SettingsError, match=r"store\.s3: the bucket .* cannot be used"

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 # -- through the gateway ----------------------------------------------------------------------
 
 
-async def test_a_file_sent_to_one_gateway_is_asked_about_at_another(
+async def test_a_file_uploaded_to_one_gateway_is_used_at_another(
     world: MakeWorld, bucket: Server, tmp_path: Path
 ) -> None:
     keys = [{"name": "anna"}, {"name": "ben"}]

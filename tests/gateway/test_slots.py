@@ -40,11 +40,11 @@ async def test_one_slot_is_given_to_anybody() -> None:
     assert await granted(FairSlots(1), ["a", "b"]) == {"a": 1}
 
 
-async def test_where_nobody_is_told_apart_all_slots_are_used() -> None:
+async def test_without_tenants_all_slots_are_used() -> None:
     assert await granted(FairSlots(4), [""] * 5) == {"": 4}
 
 
-async def test_those_who_wait_are_served_in_turn() -> None:
+async def test_waiting_tenants_are_served_round_robin() -> None:
     slots = FairSlots(1)
     await slots.acquire("x")
     order: list[str] = []

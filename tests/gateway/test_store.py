@@ -51,7 +51,7 @@ async def test_many_uploads_at_once_stay_within_the_quota(tmp_path: Path) -> Non
     assert len(await store.files("t", None, 1_000)) == 20
 
 
-async def test_what_nobody_named_goes_before_files(tmp_path: Path) -> None:
+async def test_media_without_files_are_evicted_before_files(tmp_path: Path) -> None:
     store = await opened(tmp_path, quota_bytes=3_000)
     await put(store, b"f" * 1000, tenant="t")
     await put(store, b"a" * 1000)
@@ -86,7 +86,7 @@ async def test_media_of_requests_remove_no_file(tmp_path: Path) -> None:
     assert store.used_bytes == on_disk(tmp_path) == 3_000
 
 
-async def test_the_tenant_with_the_most_bytes_gives_way(tmp_path: Path) -> None:
+async def test_files_of_the_tenant_with_the_most_bytes_are_evicted(tmp_path: Path) -> None:
     store = await opened(tmp_path, quota_bytes=6_000)
 
     async def names(tenant: str) -> int:
@@ -105,7 +105,7 @@ async def test_the_tenant_with_the_most_bytes_gives_way(tmp_path: Path) -> None:
     assert store.used_bytes == on_disk(tmp_path) == 6_000
 
 
-async def test_a_tenant_has_so_many_files_and_its_oldest_gives_way(
+async def test_the_oldest_files_of_a_tenant_above_the_limit_are_evicted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index, "MAX_FILES", 10)
@@ -120,7 +120,7 @@ async def test_a_tenant_has_so_many_files_and_its_oldest_gives_way(
     assert len(await store.files("other", None, 1_000)) == 1
 
 
-async def test_media_without_a_file_are_not_too_many(
+async def test_the_number_of_media_without_a_file_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index, "MAX_UNNAMED", 10)
@@ -216,7 +216,7 @@ async def test_what_is_in_use_is_not_removed(tmp_path: Path) -> None:
     await put(store, b"x" * 1500)
 
 
-async def test_media_of_requests_and_files_grow_old(tmp_path: Path) -> None:
+async def test_media_of_requests_and_files_expire(tmp_path: Path) -> None:
     store = await opened(tmp_path, media_ttl_s=0.05, file_ttl_s=1)
     await put(store, b"a" * 10)
     await put(store, b"f" * 10, tenant="t")
@@ -308,7 +308,7 @@ async def test_an_empty_medium_is_refused(tmp_path: Path) -> None:
             await upload.commit()
 
 
-async def test_an_index_that_is_none_is_a_sentence(tmp_path: Path) -> None:
+async def test_an_invalid_index_is_a_readable_error(tmp_path: Path) -> None:
     (tmp_path / "index.sqlite").write_bytes(b"no database" * 1_000)
     with pytest.raises(SettingsError, match=r"store\.path: .* cannot be used \(file is not a"):
         await opened(tmp_path)

@@ -106,7 +106,7 @@ async def test_a_client_that_does_not_read_makes_the_engine_wait(world: MakeWorl
 @pytest.mark.parametrize(
     "settings", [{"request_timeout_s": 1}, {"routing": {"idle_timeout_s": 0.5}}]
 )
-async def test_it_does_not_wait_for_ever_and_is_not_to_blame(
+async def test_a_client_that_never_reads_is_disconnected_and_the_engine_is_not_blamed(
     world: MakeWorld, settings: dict[str, Any]
 ) -> None:
     engine = Scripted(endless=True)

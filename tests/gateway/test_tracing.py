@@ -139,7 +139,7 @@ async def test_fetching_probing_and_waiting_are_spans_of_their_own(world: MakeWo
         assert attributes(fetch) == attributes(probe) == {"ep_serve.bytes": len(make_image())}
 
 
-async def test_what_went_wrong_is_said_by_its_kind_only(world: MakeWorld) -> None:
+async def test_errors_are_recorded_by_their_type_only(world: MakeWorld) -> None:
     async with collecting() as collector:
         async with world(2, tracing=on(collector)) as w:
             for engine in w.engines:
@@ -197,7 +197,7 @@ async def test_the_client_decides_whether_its_trace_is_recorded(world: MakeWorld
         assert [span.name for span in collector.spans] == ["POST /v1/chat/completions", "upstream"]
 
 
-async def test_probes_of_health_are_no_requests_to_record(world: MakeWorld) -> None:
+async def test_health_checks_are_not_recorded(world: MakeWorld) -> None:
     async with collecting() as collector:
         async with world(tracing=on(collector)) as w:
             await w.client.get("/health")
@@ -205,12 +205,12 @@ async def test_probes_of_health_are_no_requests_to_record(world: MakeWorld) -> N
         assert not collector.spans
 
 
-async def test_a_collector_that_is_gone_does_not_matter(world: MakeWorld) -> None:
+async def test_an_unreachable_collector_does_not_affect_requests(world: MakeWorld) -> None:
     async with world(tracing={"enabled": True, "endpoint": "http://127.0.0.1:1"}) as w:
         assert (await w.ask()).status_code == 200
 
 
-def test_without_the_packages_one_sentence_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_packages_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     settings = load(None, {"upstreams": ["http://a"], "tracing": {"enabled": True}})
     with pytest.raises(SettingsError) as error:

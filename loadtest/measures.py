@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,9 +57,6 @@ class ServiceLevel:
         """Share of the requests within the limits, without those cut off."""
         counted = [answer for answer in answers if answer.status != "cut"]
         return sum(map(self.is_good, counted)) / len(counted) if counted else 0.0
-
-    def as_dict(self) -> dict[str, float | None]:
-        return asdict(self)
 
 
 def summarize(values: Sequence[float]) -> dict[str, float] | None:

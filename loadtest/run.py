@@ -104,7 +104,7 @@ def new_report(setup: Setup, words: list[str]) -> Report:
             "shape": asdict(setup.shape) if setup.shape else None,
             "warmup": setup.plan.warmup,
         },
-        level=setup.plan.level.as_dict(),
+        level=asdict(setup.plan.level),
         baseline=setup.baseline,
     )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 from ep_serve.scenes.scene import COLOURS, SHAPES, SOUNDS, Scene, Sight, Sound
 
+_VALUES: dict[str, Sequence[str]] = {"colour": tuple(COLOURS), "shape": SHAPES}
 NOTHING = "nothing"
 """The answer if no shape is shown, or no sound heard, at that time."""
 
@@ -64,22 +65,18 @@ def _common_value(values: Sequence[str]) -> str:
     return values[0] if len(set(values)) == 1 else ""
 
 
-def _seen_colour(scene: Scene) -> list[Candidate]:
-    options = []
-    for shape in SHAPES:
-        indices = [i for i, sight in enumerate(scene.sights) if sight.shape == shape]
-        answer = _common_value([scene.sights[i].colour for i in indices])
-        options.append(Candidate({"shape": shape}, answer, indices))
-    return options
+def _seen(scene: Scene, known: str, asked: str) -> list[Candidate]:
+    """The trait `asked` of the sights with a given value of the trait `known`."""
+    candidates = []
+    for value in _VALUES[known]:
+        indices = _with_trait(scene, known, value)
+        answer = _common_value([getattr(scene.sights[i], asked) for i in indices])
+        candidates.append(Candidate({known: value}, answer, indices))
+    return candidates
 
 
-def _seen_shape(scene: Scene) -> list[Candidate]:
-    options = []
-    for colour in COLOURS:
-        indices = [i for i, sight in enumerate(scene.sights) if sight.colour == colour]
-        answer = _common_value([scene.sights[i].shape for i in indices])
-        options.append(Candidate({"colour": colour}, answer, indices))
-    return options
+def _with_trait(scene: Scene, trait: str, value: str) -> list[int]:
+    return [i for i, sight in enumerate(scene.sights) if getattr(sight, trait) == value]
 
 
 def _seen_there(scene: Scene) -> list[Candidate]:
@@ -113,17 +110,9 @@ def _heard_only(scene: Scene) -> list[Candidate]:
     return [Candidate({}, answer, heard=range(len(scene.sounds)))]
 
 
-def _where_place(scene: Scene) -> list[Candidate]:
+def _where(scene: Scene, trait: str) -> list[Candidate]:
     return [
-        Candidate({"sight": words}, scene.sights[indices[0]].place or "", indices)
-        for words, indices in _sights_by_description(scene).items()
-        if len(indices) == 1
-    ]
-
-
-def _where_motion(scene: Scene) -> list[Candidate]:
-    return [
-        Candidate({"sight": words}, scene.sights[indices[0]].motion or "", indices)
+        Candidate({"sight": words}, getattr(scene.sights[indices[0]], trait) or "", indices)
         for words, indices in _sights_by_description(scene).items()
         if len(indices) == 1
     ]
@@ -136,39 +125,15 @@ def _count_sound(scene: Scene) -> list[Candidate]:
     ]
 
 
-def _count_sounds(scene: Scene) -> list[Candidate]:
-    return [Candidate({}, str(len(scene.sounds)), heard=range(len(scene.sounds)))]
+def _count_trait(scene: Scene, trait: str) -> list[Candidate]:
+    candidates = []
+    for value in dict.fromkeys(getattr(sight, trait) for sight in scene.sights):
+        indices = _with_trait(scene, trait, value)
+        candidates.append(Candidate({trait: value}, str(len(indices)), indices))
+    return candidates
 
 
-def _count_sights(scene: Scene) -> list[Candidate]:
-    return [Candidate({}, str(len(scene.sights)), range(len(scene.sights)))]
-
-
-def _count_shape(scene: Scene) -> list[Candidate]:
-    counts = Counter(sight.shape for sight in scene.sights)
-    return [
-        Candidate(
-            {"shape": shape},
-            str(count),
-            [i for i, sight in enumerate(scene.sights) if sight.shape == shape],
-        )
-        for shape, count in counts.items()
-    ]
-
-
-def _count_colour(scene: Scene) -> list[Candidate]:
-    counts = Counter(sight.colour for sight in scene.sights)
-    return [
-        Candidate(
-            {"colour": colour},
-            str(count),
-            [i for i, sight in enumerate(scene.sights) if sight.colour == colour],
-        )
-        for colour, count in counts.items()
-    ]
-
-
-def _cross_sight(scene: Scene, trait: Callable[[Sight], str]) -> list[Candidate]:
+def _cross_sight(scene: Scene, trait: str) -> list[Candidate]:
     options = []
     for name, heard in _sounds_by_name(scene).items():
         seen = []
@@ -178,17 +143,9 @@ def _cross_sight(scene: Scene, trait: Callable[[Sight], str]) -> list[Candidate]
         if not flat:
             options.append(Candidate({"sound": name}, NOTHING, heard=heard))
         elif all(seen):
-            answer = _common_value([trait(scene.sights[i]) for i in flat])
+            answer = _common_value([getattr(scene.sights[i], trait) for i in flat])
             options.append(Candidate({"sound": name}, answer, flat, heard))
     return options
-
-
-def _cross_colour(scene: Scene) -> list[Candidate]:
-    return _cross_sight(scene, lambda sight: sight.colour)
-
-
-def _cross_shape(scene: Scene) -> list[Candidate]:
-    return _cross_sight(scene, lambda sight: sight.shape)
 
 
 def _cross_sound(scene: Scene) -> list[Candidate]:
@@ -242,20 +199,12 @@ def _order_sound(scene: Scene) -> list[Candidate]:
     ]
 
 
-def _order_sight(scene: Scene, trait: Callable[[Sight], str]) -> list[Candidate]:
+def _order_sight(scene: Scene, trait: str) -> list[Candidate]:
     last = len(scene.sights) - 1
     return [
-        Candidate({"end": "first"}, trait(scene.sights[0]), [0]),
-        Candidate({"end": "last"}, trait(scene.sights[last]), [last]),
+        Candidate({"end": "first"}, getattr(scene.sights[0], trait), [0]),
+        Candidate({"end": "last"}, getattr(scene.sights[last], trait), [last]),
     ]
-
-
-def _order_shape(scene: Scene) -> list[Candidate]:
-    return _order_sight(scene, lambda sight: sight.shape)
-
-
-def _order_colour(scene: Scene) -> list[Candidate]:
-    return _order_sight(scene, lambda sight: sight.colour)
 
 
 def _order_mixed(scene: Scene) -> list[Candidate]:
@@ -283,25 +232,27 @@ def _order_mixed(scene: Scene) -> list[Candidate]:
 
 
 _FINDERS: dict[str, CandidateFinder] = {
-    "seen-colour": _seen_colour,
-    "seen-shape": _seen_shape,
+    "seen-colour": partial(_seen, known="shape", asked="colour"),
+    "seen-shape": partial(_seen, known="colour", asked="shape"),
     "seen-there": _seen_there,
     "heard-there": _heard_there,
     "heard-only": _heard_only,
-    "where-place": _where_place,
-    "where-motion": _where_motion,
+    "where-place": partial(_where, trait="place"),
+    "where-motion": partial(_where, trait="motion"),
     "count-sound": _count_sound,
-    "count-sounds": _count_sounds,
-    "count-sights": _count_sights,
-    "count-shape": _count_shape,
-    "count-colour": _count_colour,
-    "cross-colour": _cross_colour,
-    "cross-shape": _cross_shape,
+    "count-sounds": lambda scene: [
+        Candidate({}, str(len(scene.sounds)), heard=range(len(scene.sounds)))
+    ],
+    "count-sights": lambda scene: [Candidate({}, str(len(scene.sights)), range(len(scene.sights)))],
+    "count-shape": partial(_count_trait, trait="shape"),
+    "count-colour": partial(_count_trait, trait="colour"),
+    "cross-colour": partial(_cross_sight, trait="colour"),
+    "cross-shape": partial(_cross_sight, trait="shape"),
     "cross-sound": _cross_sound,
     "order-sights": _order_sights,
     "order-sounds": _order_sounds,
     "order-sound": _order_sound,
-    "order-shape": _order_shape,
-    "order-colour": _order_colour,
+    "order-shape": partial(_order_sight, trait="shape"),
+    "order-colour": partial(_order_sight, trait="colour"),
     "order-mixed": _order_mixed,
 }

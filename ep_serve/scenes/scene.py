@@ -8,7 +8,6 @@ events of a clip alone say little about which of them co-occur.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
@@ -92,14 +91,8 @@ class Scene:
 
     def sight_in(self, second: int) -> Sight | None:
         """The shape on the screen in a second of the clip."""
-        return _in_second(self.sights, second)
-
-    def sound_in(self, second: int) -> Sound | None:
-        """The sound that is heard in a second of the clip."""
-        return _in_second(self.sounds, second)
-
-
-_Event = TypeVar("_Event", Sight, Sound)
+        middle = second + 0.5
+        return next((sight for sight in self.sights if sight.start < middle < sight.end), None)
 
 
 def make_scene(seed: int, seconds: int) -> Scene:
@@ -126,11 +119,6 @@ def make_scene(seed: int, seconds: int) -> Scene:
             _sound(rng, spans[slot], name) for slot, name in zip(heard, names, strict=True)
         ),
     )
-
-
-def _in_second(events: tuple[_Event, ...], second: int) -> _Event | None:
-    middle = second + 0.5
-    return next((event for event in events if event.start < middle < event.end), None)
 
 
 def _spans(rng: np.random.Generator, seconds: int) -> list[tuple[int, int]]:

@@ -83,7 +83,7 @@ def report(runs: Sequence[Run], **fields: Any) -> Report:
         "machine": {"cores": 2},
         "versions": {},
         "scenario": {},
-        "level": NO_LEVEL.as_dict(),
+        "level": asdict(NO_LEVEL),
         **fields,
     }
     return Report(runs=list(runs), **values)

@@ -43,7 +43,7 @@ def test_events_happen_inside_the_clip_and_one_after_the_other(scene: Scene) -> 
 @settings(deadline=None)
 @given(scenes)
 def test_at_least_three_slots_hold_both_a_shape_and_a_sound(scene: Scene) -> None:
-    shared = [s for s in scene.sights if scene.sound_in(int(s.start)) is not None]
+    shared = [s for s in scene.sounds if scene.sight_in(int(s.start)) is not None]
     assert len(shared) >= MIN_SHARED_SLOTS
 
 

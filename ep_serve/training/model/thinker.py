@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from ep_serve.checkpoint.config import ReductionConfig, head_dim, text_config
 from ep_serve.rope import channel_rows, gather_cos_sin
@@ -19,7 +20,7 @@ from ep_serve.sieve import Budget, Plan, Pool, get_sieve
 from ep_serve.sieve.cs2 import CS2Sieve
 from ep_serve.sieve.omnisift import OmniSiftSieve
 from ep_serve.training.model.batch import Batch
-from ep_serve.training.model.layers import Layer, RMSNorm
+from ep_serve.training.model.layers import Layer
 from ep_serve.training.model.omnisift import select_with_gradient
 
 NEGATIVE_INFINITY = float("-inf")
@@ -233,7 +234,7 @@ class _Model(nn.Module):
         self.bidir_encoder = _Stack(text, refiner_layers)
         self.compressor = CS2Sieve(text.hidden_size)
         self.layers = nn.ModuleList(Layer(text) for _ in range(text.num_hidden_layers))
-        self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
+        self.norm = Qwen2RMSNorm(text.hidden_size, text.rms_norm_eps)
 
 
 class _Stack(nn.Module):

@@ -6,7 +6,7 @@ The parts, each importable:
 - `driver`: sends them and records when each chunk of an answer arrives
 - `monitor`: samples the server's metrics and the memory of its processes
 - `measures`: figures of a run: TTFT, ITL, TPOT, goodput, rates
-- `targets`: the servers to compare, started and stopped here or running elsewhere
+- `targets`: the servers to compare, started here or remote
 - `campaign`, `search`: rounds over targets and loads; the largest load that meets a service level
 - `report`, `plots`, `compare`: tables, plots and ratios of reports
 - `shapes`, `reference`: analytical bounds, and checkpoints of realistic shapes

@@ -12,7 +12,7 @@ WIDTH = 24
 
 @dataclass
 class Progress:
-    """Rewrites its line on a terminal; elsewhere only permanent lines are printed.
+    """Rewrites its line on a terminal; otherwise only permanent lines are printed.
 
     Attributes:
         total: steps of the whole test.

@@ -65,7 +65,7 @@ def draw(folder: Path) -> Figure:
         axes.axhline(guess, color="black", linewidth=0.8)
         axes.text(0, guess - 2, "best guess without the clip", fontsize=8, va="top")
     pair[1].legend(
-        title="who chooses",
+        title="selection by",
         fontsize=8,
         title_fontsize=8,
         loc="lower left",

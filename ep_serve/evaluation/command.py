@@ -35,7 +35,7 @@ def add_eval_options(parser: argparse.ArgumentParser) -> None:
         "run",
         help="ask a benchmark through the API of servers, and report",
         description="Ask every question of every server at every keep ratio. A run that was "
-        "stopped goes on where it was: the same command asks only what has no answer yet.",
+        "interrupted is resumed by the same command, which skips answered questions.",
     )
     run.add_argument("--data", type=Path, required=True, metavar="FILE", help="JSONL of questions")
     run.add_argument(
@@ -146,7 +146,7 @@ def run_benchmark(arguments: argparse.Namespace) -> int:
     except EvaluationError as error:
         return _print_error(error)
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        print("\nInterrupted. The same command resumes here.", file=sys.stderr)
         return 1
     return 0
 

@@ -74,7 +74,7 @@ def page(summary: Summary) -> str:
         "Brackets hold 95 % intervals: Wilson's for accuracies; for ratios those of "
         f"{RESAMPLES} draws of clips with replacement, each with all its questions and the answers "
         "at both keep ratios. <em>Without picture</em>, <em>sound</em> or <em>both</em>: guesses "
-        "of somebody who perceives the rest perfectly and knows how the questions are made. Times "
+        "with perfect perception of the rest and the statistics of the questions. Times "
         "are those of this client, with what the server remembers of a clip.</p>"
     )
     parts = [intro, *_errors(summary), _overview(summary), _charts(summary)]
@@ -97,7 +97,7 @@ def _errors(summary: Summary) -> list[str]:
         f"<li>{count}: {html.escape(message)}</li>" for message, count in summary.errors.items()
     )
     total = sum(summary.errors.values())
-    words = f"{total} questions got no answer. They are in no figure; the same run asks them again."
+    words = f"{total} questions failed. They are in no figure; the same command retries them."
     return [f'<div class="warning" role="note"><p>{words}</p><ul>{items}</ul></div>']
 
 

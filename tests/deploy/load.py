@@ -1,4 +1,4 @@
-"""Clients whose streams must survive the end of what serves them."""
+"""Clients whose streams must complete while their server shuts down."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CLIENTS = 4
 SHORT, LONG = 32, 1_000
 """Tokens of an answer: one that is soon over, and one that is not when SIGTERM comes."""
 
-PATIENCE = 300
+TIMEOUT_S = 300
 """Seconds after which a stream that has not begun counts as lost: a busy machine is slow."""
 
 
@@ -41,7 +41,7 @@ class Load:
         self.outcome = Outcome()
         self._place = (address, port)
         self._ready = ready
-        self._begun: set[int] = set()
+        self._started: set[int] = set()
         self._running = 0
         self._change = threading.Condition()
 
@@ -53,15 +53,15 @@ class Load:
     def wait_until_all_run(self) -> None:
         """To be called just before SIGTERM."""
         with self._change:
-            self._change.wait_for(lambda: len(self._begun) == CLIENTS, timeout=PATIENCE)
+            self._change.wait_for(lambda: len(self._started) == CLIENTS, timeout=TIMEOUT_S)
             self.outcome.running_at_signal = self._running
 
-    def go_on_while_ready(self, action: Callable[[], None]) -> None:
-        """Half of the clients ask for short answers until readiness turns."""
+    def request_while_ready(self, action: Callable[[], None]) -> None:
+        """Half of the clients request short answers until the pod is not ready."""
         self._run(action, self._ready, (SHORT, LONG))
 
-    def ask_once(self, action: Callable[[], None]) -> None:
-        """Each client asks for one long answer."""
+    def request_once(self, action: Callable[[], None]) -> None:
+        """Each client requests one long answer."""
         self._run(action, lambda: False, (LONG,))
 
     def _run(
@@ -82,7 +82,7 @@ class Load:
                 self._stream(number, tokens)
             except ConnectionRefusedError as error:
                 if not again():
-                    return  # the Service would have led this client elsewhere
+                    return  # the Service would have routed this client to another pod
                 self._lost(error)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 self._lost(error)
@@ -109,7 +109,7 @@ class Load:
             "ignore_eos": True,
             "stream": True,
         }
-        connection = http.client.HTTPConnection(*self._place, timeout=PATIENCE)
+        connection = http.client.HTTPConnection(*self._place, timeout=TIMEOUT_S)
         headers = {"content-type": "application/json"}
         connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         answer = connection.getresponse()
@@ -117,7 +117,7 @@ class Load:
             raise ValueError(f"status {answer.status}: {answer.read()[:200]!r}")
         with self._change:
             self._running += 1
-            self._begun.add(number)
+            self._started.add(number)
             self._change.notify_all()
         try:
             events = [line[5:].strip() for line in answer if line.startswith(b"data:")]

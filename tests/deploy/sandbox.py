@@ -32,7 +32,7 @@ rm {base}.ext4
 
 HOLD = """
 set -e
-{room}
+{storage}
 {network}
 echo ready
 cat
@@ -79,8 +79,8 @@ class Sandbox:
         private = [] if self._network else ["--net"]
         lines = "" if self._network else "ip link set lo up"
         base = shlex.quote(str(self.base))
-        room = (DISK if self._disk_gib else MEMORY).format(base=base, gib=self._disk_gib)
-        script = HOLD.format(room=room, network=lines)
+        storage = (DISK if self._disk_gib else MEMORY).format(base=base, gib=self._disk_gib)
+        script = HOLD.format(storage=storage, network=lines)
         self._holder = subprocess.Popen(
             ["unshare", "--mount", *private, "sh", "-c", script],
             stdin=subprocess.PIPE,

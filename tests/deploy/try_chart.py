@@ -45,7 +45,7 @@ CHANGES: Object = {
         "demo": {"startupSeconds": 600, "drain": {"preStopSeconds": 1, "shutdownSeconds": 240}}
     },
 }
-PATIENCE = 120
+TIMEOUT_S = 120
 """Seconds for what takes one or two on an idle machine."""
 
 
@@ -63,9 +63,9 @@ class Process:
     address: str
 
     def get(self, path: str, port: int | None = None) -> tuple[int, str]:
-        """Status and body; status 0 if nobody answers."""
+        """Status and body; status 0 if there is no response."""
         connection = http.client.HTTPConnection(
-            self.address, port or self.spec["ports"][0]["containerPort"], timeout=PATIENCE
+            self.address, port or self.spec["ports"][0]["containerPort"], timeout=TIMEOUT_S
         )
         try:
             connection.request("GET", path)
@@ -77,12 +77,12 @@ class Process:
             connection.close()
 
     def wait_until(self, probe: str, status: int = 200) -> None:
-        """Wait for what a probe asks for to answer with a status.
+        """Wait until the path of a probe responds with a status.
 
-        The start-up probe gives up as it does in a cluster; to the others a pod may come late.
+        The start-up probe times out as in a cluster; the others have a longer limit.
         """
         rules = self.spec[probe]
-        limit = PATIENCE
+        limit = TIMEOUT_S
         if probe == "startupProbe":
             limit = max(limit, rules["periodSeconds"] * rules["failureThreshold"])
         end = time.monotonic() + limit
@@ -163,7 +163,7 @@ class Trial:
             TrialError: it failed.
         """
         ran = self.start(pod, container, address)
-        if ran.process.wait(3 * PATIENCE) != 0:
+        if ran.process.wait(3 * TIMEOUT_S) != 0:
             raise TrialError(f"{container['name']} {container.get('args')}: failed\n{ran.tail()}")
 
     def _environment(self, container: Object, address: str) -> dict[str, str]:
@@ -270,13 +270,13 @@ def run(trial: Trial) -> None:
         step(f"the {process.spec['name']} is alive", alive(process))
 
     load = load_on(gateway)
-    load.go_on_while_ready(lambda: end_gateway(gateway, trial, load, step))
+    load.request_while_ready(lambda: end_gateway(gateway, trial, load, step))
     step(f"gateway ended under load: {load.outcome}", load.nothing_lost)
     gateway = start_gateway(trial)
     gateway.wait_until("readinessProbe")
     step("gateway started again, with what it had stored")
     load = load_on(gateway)
-    load.ask_once(lambda: end_engine(engine, trial, load, step))
+    load.request_once(lambda: end_engine(engine, trial, load, step))
     step(f"engine ended under load: {load.outcome}", load.nothing_lost)
 
 

@@ -29,9 +29,9 @@ from tests.deploy.sandbox import Root, Sandbox, reason_against
 PATH = f"{Path(sys.executable).resolve().parent}:/usr/sbin:/usr/bin:/sbin:/bin"
 UNREACHABLE = ("No matching distribution found", "Max retries exceeded")
 DISK_GIB = {"engine-cpu": 12}
-"""Images that are too large for memory, with the room they need."""
+"""Images that are too large for memory, with the space they need."""
 
-PATIENCE = 600
+TIMEOUT_S = 600
 """Seconds for a server to answer: a busy machine is slow."""
 
 Say = Callable[[str], None]
@@ -167,7 +167,7 @@ def wait_for(url: str, process: subprocess.Popen[str]) -> None:
     Raises:
         ImageError: it ended, or did not answer in time.
     """
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT_S
     while time.monotonic() < end and process.poll() is None:
         try:
             with urllib.request.urlopen(url, timeout=30):
@@ -185,7 +185,7 @@ def stop(process: subprocess.Popen[str]) -> None:
     """
     process.terminate()
     try:
-        code = process.wait(PATIENCE)
+        code = process.wait(TIMEOUT_S)
     finally:
         process.kill()
     if code != 0:
@@ -219,7 +219,7 @@ def try_engine(image: Image) -> None:
         request = urllib.request.Request(
             f"{url}/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             tokens = json.load(answer)["usage"]["completion_tokens"]
     finally:
         stop(engine)

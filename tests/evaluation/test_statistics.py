@@ -63,10 +63,10 @@ def test_fewer_clips_with_more_questions_are_less_sure() -> None:
     apart = paired_ratio(right, base, [str(i) for i in range(len(right))])
     # Answers in order: clips that are right as a whole, and clips that are wrong as a whole.
     order = np.argsort(right)
-    together = paired_ratio([right[i] for i in order], [True] * len(right), clips)
+    clustered = paired_ratio([right[i] for i in order], [True] * len(right), clips)
     assert apart is not None
-    assert together is not None
-    assert together.high - together.low > apart.high - apart.low
+    assert clustered is not None
+    assert clustered.high - clustered.low > apart.high - apart.low
 
 
 def test_nothing_is_a_share_of_no_right_answer() -> None:

@@ -123,22 +123,21 @@ def thinned(size: int, rho: Floats) -> Ints:
     return size - np.floor(size * rho).astype(np.int64)
 
 
-def find_pairs(layout: Layout, *, straddle_clips: bool = False) -> FramePairs:
+def find_pairs(layout: Layout) -> FramePairs:
     """Pair the frames of each clip and give them their sound.
 
     A frame is a distinct T position of a clip's picture. Sound belongs to the pair with the latest
     start that is not after it, so the last pair takes all that follows.
 
+    The authors' code takes all clips and sounds of a prompt for one: there the last frame of a clip
+    can pair with the first of the next, and a sound of its own falls to the clip before it.
+
     Args:
         layout: Only its AV tokens count.
-        straddle_clips: Take all clips and sounds of a prompt for one, as the authors' code does:
-            the last frame of one clip can then pair with the first of the next, and a sound of its
-            own falls to the clip before it.
     """
     is_av = layout.is_av
     kinds, time = layout.kinds[is_av], layout.positions[0, is_av]
-    media = layout.media[is_av].astype(np.int64)
-    clip = np.zeros_like(media) if straddle_clips else media
+    clip = layout.media[is_av].astype(np.int64)
 
     video = np.flatnonzero(kinds == Kind.VIDEO)
     video = video[np.lexsort((time[video], clip[video]))]
@@ -168,7 +167,7 @@ def find_pairs(layout: Layout, *, straddle_clips: bool = False) -> FramePairs:
                 sound=_take(audio, sound_begins[of_shape], shape[2]),
             )
         )
-    lone_sounds = [lone[media[lone] == medium] for medium in np.unique(media[lone])]
+    lone_sounds = [lone[clip[lone] == medium] for medium in np.unique(clip[lone])]
     return FramePairs(groups, lone_sounds, np.flatnonzero(kinds == Kind.IMAGE))
 
 

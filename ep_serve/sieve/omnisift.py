@@ -77,16 +77,14 @@ class OmniSiftSieve(Sieve, nn.Module):
         return cls(hidden_size)
 
     @classmethod
-    def plan(cls, layout: Layout, budget: Budget, *, straddle_clips: bool = False) -> OmniSiftPlan:
+    def plan(cls, layout: Layout, budget: Budget) -> OmniSiftPlan:
         """See `Sieve.plan`; a keep ratio is mapped to rates by `FramePairs.rates_for`.
 
         Args:
             layout: The prompt.
             budget: Where it says nothing, the paper's rates 0.3 and 0.7 hold.
-            straddle_clips: Pair the frames of several clips as if they were one. Only for
-                comparison with the authors' code, see `find_pairs`.
         """
-        pairs = find_pairs(layout, straddle_clips=straddle_clips)
+        pairs = find_pairs(layout)
         if budget.keep_ratio is not None:
             rho_audio, rho_video = pairs.rates_for(budget.keep_ratio)
         else:

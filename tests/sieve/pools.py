@@ -44,6 +44,11 @@ def make_layout(num_av: int) -> Layout:
     )
 
 
+def as_one_clip(layout: Layout) -> Layout:
+    """All media of a prompt as one, which is how OmniSIFT's authors pair frames."""
+    return replace(layout, media=np.where(layout.is_av, 0, layout.media).astype(np.int32))
+
+
 def lay_out(prompt: Prompt) -> Layout:
     return build_layout(prompt.ids, prompt.media, TOKENS)
 

@@ -12,16 +12,16 @@ from ep_serve.sieve import Budget
 from ep_serve.sieve.frame_pairs import find_pairs
 from ep_serve.sieve.omnisift import OmniSiftSieve
 from tests.layout.prompts import Prompt
-from tests.sieve.pools import LAYOUTS, clip_layout, lay_out
+from tests.sieve.pools import LAYOUTS, as_one_clip, clip_layout, lay_out
 
 quick = settings(deadline=None)
 ratios = st.floats(0, 1, exclude_min=True)
 
 
 @quick
-@given(layout=LAYOUTS, straddle=st.booleans())
-def test_every_av_token_has_one_place(layout: Layout, straddle: bool) -> None:
-    pairs = find_pairs(layout, straddle_clips=straddle)
+@given(layout=LAYOUTS, merged=st.booleans())
+def test_every_av_token_has_one_place(layout: Layout, merged: bool) -> None:
+    pairs = find_pairs(as_one_clip(layout) if merged else layout)
     parts = [a.ravel() for g in pairs.groups for a in (g.first, g.second, g.sound)]
     places = np.concatenate([*parts, *pairs.lone_sounds, pairs.images])
     assert sorted(places.tolist()) == list(range(layout.num_av))
@@ -80,17 +80,17 @@ def test_the_last_pair_takes_all_that_is_heard_after_it() -> None:
     assert group.sound.shape == (1, 500)
 
 
-def test_pairs_do_not_straddle_two_clips_unless_asked_to() -> None:
+def test_pairs_do_not_straddle_two_clips_unless_they_are_one() -> None:
     clip = Video((3, 2, 8), 1.0, 75)
     layout = lay_out(Prompt().add(clip).text(1).add(clip))
     assert [g.second.shape for g in find_pairs(layout).groups] == [(2, 0), (2, 4)]
-    assert [len(g.first) for g in find_pairs(layout, straddle_clips=True).groups] != [2, 2]
-    assert sum(len(g.first) for g in find_pairs(layout, straddle_clips=True).groups) == 3
+    assert [len(g.first) for g in find_pairs(as_one_clip(layout)).groups] != [2, 2]
+    assert sum(len(g.first) for g in find_pairs(as_one_clip(layout)).groups) == 3
 
 
-def test_a_sound_of_its_own_falls_to_the_clip_before_it_only_if_asked_to() -> None:
+def test_a_sound_of_its_own_falls_to_the_clip_before_it_only_if_they_are_one() -> None:
     layout = lay_out(Prompt().add(Video((2, 2, 8), 1.0)).add(Audio(30)))
-    apart, together = find_pairs(layout), find_pairs(layout, straddle_clips=True)
+    apart, together = find_pairs(layout), find_pairs(as_one_clip(layout))
     assert [len(sound) for sound in apart.lone_sounds] == [30]
     assert [group.sound.shape for group in together.groups] == [(1, 30)]
 

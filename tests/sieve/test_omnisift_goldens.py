@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ep_serve.layout import Kind
+from ep_serve.layout import Kind, Layout
 from ep_serve.sieve import Budget, Pool
 from ep_serve.sieve.frame_pairs import PairGroup
 from ep_serve.sieve.omnisift import OmniSiftSieve
 from tests.goldens import OMNISIFT, load_case, needs_goldens
 from tests.layout.test_goldens import layout_of
+from tests.sieve.pools import as_one_clip
 
 pytestmark = needs_goldens
 
@@ -55,11 +56,10 @@ def pool_of_case(source: str) -> Pool:
     )
 
 
-def keep_mask(facts: dict[str, Any], *, straddle_clips: bool) -> torch.Tensor:
+def keep_mask(facts: dict[str, Any], layout: Layout) -> torch.Tensor:
     """(L,) bool, the prompt positions that stay."""
-    layout = layout_of(facts["source"])
     budget = Budget(rho_audio=facts["rho_audio"], rho_video=facts["rho_video"])
-    plan = OmniSiftSieve.plan(layout, budget, straddle_clips=straddle_clips)
+    plan = OmniSiftSieve.plan(layout, budget)
     keep = torch.from_numpy(~layout.is_av)
     (av,) = torch.from_numpy(layout.is_av).nonzero(as_tuple=True)
     keep[av[load_sieve().select(pool_of_case(facts["source"]), plan).indices]] = True
@@ -74,7 +74,7 @@ def test_there_are_32_cases() -> None:
 def test_the_counts_are_known_from_the_layout(facts: dict[str, Any]) -> None:
     layout = layout_of(facts["source"])
     budget = Budget(rho_audio=facts["rho_audio"], rho_video=facts["rho_video"])
-    plan = OmniSiftSieve.plan(layout, budget, straddle_clips=True)
+    plan = OmniSiftSieve.plan(as_one_clip(layout), budget)
     assert plan.keep == facts["kept_video"] + facts["kept_audio"] + layout.count(Kind.IMAGE)
     assert layout.num_text + plan.keep == facts["L_reduced"]
 
@@ -82,7 +82,7 @@ def test_the_counts_are_known_from_the_layout(facts: dict[str, Any]) -> None:
 @all_cases
 def test_the_same_tokens_and_positions_survive(facts: dict[str, Any]) -> None:
     golden = load_file(OMNISIFT / "cases" / f"{facts['case']}.safetensors")
-    keep = keep_mask(facts, straddle_clips=True)
+    keep = keep_mask(facts, as_one_clip(layout_of(facts["source"])))
     assert torch.equal(keep, golden["keep_mask"])
     assert torch.equal(keep.nonzero().squeeze(1), golden["keep_indices"])
     positions = torch.from_numpy(layout_of(facts["source"]).positions)
@@ -94,16 +94,15 @@ def test_the_same_tokens_and_positions_survive(facts: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("facts", ONE_CLIP, ids=name_of)
 def test_one_clip_needs_no_straddling(facts: dict[str, Any]) -> None:
-    assert torch.equal(
-        keep_mask(facts, straddle_clips=False), keep_mask(facts, straddle_clips=True)
-    )
+    layout = layout_of(facts["source"])
+    assert torch.equal(keep_mask(facts, layout), keep_mask(facts, as_one_clip(layout)))
 
 
 @pytest.mark.parametrize("facts", WITH_SOUND, ids=name_of)
 def test_audio_scores_equal_the_official_ones(facts: dict[str, Any]) -> None:
     golden = load_file(OMNISIFT / "cases" / f"{facts['case']}.safetensors")
     budget = Budget(rho_audio=facts["rho_audio"], rho_video=facts["rho_video"])
-    plan = OmniSiftSieve.plan(layout_of(facts["source"]), budget, straddle_clips=True)
+    plan = OmniSiftSieve.plan(as_one_clip(layout_of(facts["source"])), budget)
     hidden = pool_of_case(facts["source"]).hidden
     scores: dict[int, torch.Tensor] = {}
     for group in plan.pairs.groups:

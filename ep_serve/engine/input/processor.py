@@ -17,10 +17,7 @@ from transformers.models.qwen2_5_omni.processing_qwen2_5_omni import Qwen2_5Omni
 from vllm.exceptions import VLLMServerError, VLLMValidationError
 from vllm.inputs import MultiModalInput
 from vllm.inputs.engine import mm_input
-from vllm.model_executor.models.qwen2_5_omni_thinker import (
-    Qwen2_5OmniThinkerDummyInputsBuilder,
-    Qwen2_5OmniThinkerProcessingInfo,
-)
+from vllm.model_executor.models.qwen2_5_omni_thinker import Qwen2_5OmniThinkerProcessingInfo
 from vllm.multimodal.cache.lru import LruKeyReplicatedSenderCache
 from vllm.multimodal.inputs import MultiModalKwargsItem, MultiModalKwargsItems, PlaceholderRange
 from vllm.multimodal.processing import BaseMultiModalProcessor
@@ -153,10 +150,6 @@ class ReducingProcessingInfo(Qwen2_5OmniThinkerProcessingInfo):
     def max_position(self) -> int:
         text_config = self.get_hf_config().text_config
         return POSITIONS_PER_MAX_LENGTH * int(text_config.max_position_embeddings)
-
-
-class ReducingDummyInputs(Qwen2_5OmniThinkerDummyInputsBuilder[ReducingProcessingInfo]):
-    """vLLM's dummy inputs; the profiling one is built by the processor itself."""
 
 
 class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):

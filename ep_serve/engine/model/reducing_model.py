@@ -19,6 +19,7 @@ from vllm.model_executor.models.interfaces import (
 )
 from vllm.model_executor.models.qwen2 import Qwen2Attention
 from vllm.model_executor.models.qwen2_5_omni_thinker import (
+    Qwen2_5OmniThinkerDummyInputsBuilder,
     Qwen2_5OmniThinkerForConditionalGeneration,
 )
 from vllm.model_executor.models.utils import WeightsMapper, maybe_prefix
@@ -28,7 +29,6 @@ from ep_serve.checkpoint.config import ReductionConfig
 from ep_serve.engine import outcomes
 from ep_serve.engine.input.fused_item import PROFILING_KEY, FusedItem, unpack, unpack_cpu_fields
 from ep_serve.engine.input.processor import (
-    ReducingDummyInputs,
     ReducingProcessingInfo,
     ReducingProcessor,
 )
@@ -57,7 +57,9 @@ def without_score_head(mapper: WeightsMapper) -> WeightsMapper:
 
 
 @MULTIMODAL_REGISTRY.register_processor(
-    ReducingProcessor, info=ReducingProcessingInfo, dummy_inputs=ReducingDummyInputs
+    ReducingProcessor,
+    info=ReducingProcessingInfo,
+    dummy_inputs=Qwen2_5OmniThinkerDummyInputsBuilder,
 )
 class Qwen2_5OmniReducedForConditionalGeneration(  # noqa: N801  beside the official names
     Qwen2_5OmniThinkerForConditionalGeneration, SupportsMultiModalPruning

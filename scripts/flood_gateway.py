@@ -35,16 +35,8 @@ from typing import Any
 import aiohttp
 import uvloop
 import yaml
-from floods import (
-    ATTACKS,
-    TARPIT_HOST,
-    Attack,
-    Target,
-    attack_forever,
-    chat,
-    picture,
-    serve_upstreams,
-)
+from flood_upstreams import TARPIT_HOST, serve_upstreams
+from floods import ATTACKS, Attack, Target, attack_forever, chat, picture
 
 from ep_serve.gateway.keys import new_key
 

@@ -1,4 +1,4 @@
-"""The attacks of `flood_gateway.py`, with the mock engines and hosts that they need.
+"""The attacks of `flood_gateway.py`.
 
 An attack is a coroutine that takes a `Target` and runs until it is cancelled.
 """
@@ -19,13 +19,11 @@ from typing import Any
 
 import aiohttp
 import uvloop
-from aiohttp import web
+from flood_upstreams import TARPIT_HOST
 
 from tests.clips import make_image
-from tests.gateway.mock_upstream import MODEL, MockUpstream
+from tests.gateway.mock_upstream import MODEL
 
-ENGINES = 2
-TARPIT_HOST = "127.0.0.2"
 MIB = 2**20
 BATCH = 64 * 2**10
 """Bytes that a flood sends in one write."""
@@ -247,6 +245,29 @@ async def reconnecting(target: Target) -> None:
     await run_concurrently(64, once)
 
 
+@attack("Keys that do not exist", Keys.WITHOUT)
+async def invented_keys(target: Target) -> None:
+    async def discard(reader: asyncio.StreamReader) -> None:
+        while await reader.read(MIB):
+            pass
+
+    async def once() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
+        reading = asyncio.create_task(discard(reader))
+        try:
+            while not reading.done():
+                for _ in range(8):
+                    key = f"Authorization: Bearer {random.randrange(10**12)}"
+                    writer.write(target.head("GET /v1/models", key) + b"\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        finally:
+            reading.cancel()
+            writer.close()
+
+    await run_concurrently(1_000, once)
+
+
 # -- bodies -----------------------------------------------------------------------------------
 
 
@@ -305,6 +326,13 @@ async def tarpit(target: Target) -> None:
     )
 
 
+@attack("URLs of a host that sends interim responses without end", Keys.WITH, media=True)
+async def interim_responses(target: Target) -> None:
+    url = f"http://{TARPIT_HOST}:{target.tarpit_port}/interim"
+    body = chat([{"type": "image_url", "image_url": {"url": url}}])
+    await run_concurrently(40, lambda: post(target, body))
+
+
 @attack("Uploads of junk", media=True)
 async def junk_uploads(target: Target) -> None:
     async def once() -> None:
@@ -354,54 +382,15 @@ async def killer(target: Target) -> None:
     await run_concurrently(8, lambda: post(target, chat("killer")))
 
 
+@attack("Large answers that are not read", Keys.WITH)
+async def unread_answers_of_engines(target: Target) -> None:
+    body = chat("large")
+    head = target.chat_head(f"Content-Length: {len(body)}")
+    await run_concurrently(20, lambda: send(target, head + b"\r\n" + body, read=False))
+
+
 @attack("Streams that are not read", Keys.WITH)
 async def unread_streams(target: Target) -> None:
     body = chat("much", stream=True)
     head = target.chat_head(f"Content-Length: {len(body)}")
     await run_concurrently(200, lambda: send(target, head + b"\r\n" + body, read=False))
-
-
-class Engine(MockUpstream):
-    """A mock engine whose behavior depends on the prompt."""
-
-    async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
-        content = body["messages"][-1]["content"]
-        if content == "poison":
-            return web.json_response({"error": {"message": "poison"}}, status=500)
-        if content == "killer":
-            assert request.transport is not None
-            request.transport.abort()
-            return web.Response()
-        if content == "slowly":
-            await asyncio.sleep(2)
-        if content == "much":
-            response = web.StreamResponse(headers={"content-type": "text/event-stream"})
-            await response.prepare(request)
-            event = b'data: {"choices": [], "logprobs": "%b"}\n\n' % (b"x" * 5_000)
-            while True:  # more than an engine does for 200 streams at once
-                await response.write(event)
-                await asyncio.sleep(0.02)
-        self.requests.clear()
-        self.headers.clear()
-        return await super()._answer(request, body)
-
-
-def serve_upstreams(ports: Any) -> None:
-    """Run mock engines and a tarpit, and send their ports through the pipe."""
-    with suppress(KeyboardInterrupt):
-        uvloop.run(_serve_upstreams(ports))
-
-
-async def _serve_upstreams(ports: Any) -> None:
-    engines = [Engine() for _ in range(ENGINES)]
-    for engine in engines:
-        await engine.start()
-
-    async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            await reader.read()
-        writer.close()
-
-    tarpit = await asyncio.start_server(never, TARPIT_HOST, 0, backlog=1_024)
-    ports.send(([engine.port for engine in engines], tarpit.sockets[0].getsockname()[1]))
-    await asyncio.Event().wait()

@@ -92,13 +92,13 @@ class ChatRequest:
         Args:
             digests: digests of the media by their URLs in the body.
         """
-        lent = [(part.part, dict(part.part)) for part in self.parts]
-        for part, value in lent:  # URLs and ids differ between requests
+        originals = [(part.part, dict(part.part)) for part in self.parts]
+        for part, value in originals:  # URLs and ids differ between requests
             medium = value[value["type"]]
             part[value["type"]] = {**medium, "url": digests[medium["url"]]}
             del part["uuid"]
         text = pydantic_core.to_json(self._body)
-        for part, value in lent:
+        for part, value in originals:
             part.update(value)
         return hashlib.blake2b(text, digest_size=16).digest()
 

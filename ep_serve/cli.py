@@ -171,7 +171,7 @@ def add_serve(groups: Groups) -> None:
 
 
 def serve_checkpoint(arguments: argparse.Namespace) -> int:
-    """Look the checkpoint over, then run the server until it is told to stop."""
+    """Validate the checkpoint, then run the server until SIGTERM or SIGINT."""
     from ep_serve.engine.server.loading import ending_on_signal
 
     with ending_on_signal():

@@ -48,25 +48,25 @@ def serve_with_gateway(
             ["gateway", *upstream, *gateway_options],
         ):
             processes.append(subprocess.Popen([*command, *options]))
-        while not stop.asked and not any(process.poll() is not None for process in processes):
+        while not stop.signals and not any(process.poll() is not None for process in processes):
             time.sleep(POLL_SECONDS)
         code = next((ended for process in processes if (ended := process.poll())), 0)
     finally:  # also when the second one could not be started
         for process in reversed(processes):
             _end(process, stop)
-    return 0 if stop.asked else code or 1
+    return 0 if stop.signals else code or 1
 
 
 class _Stop:
-    """How often somebody asked for the end."""
+    """Counts SIGTERM and SIGINT."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.signals = 0
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
+            signal.signal(number, self._count)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked += 1
+    def _count(self, number: int, frame: FrameType | None) -> None:
+        self.signals += 1
 
 
 def _end(process: subprocess.Popen[bytes], stop: _Stop) -> None:
@@ -74,7 +74,7 @@ def _end(process: subprocess.Popen[bytes], stop: _Stop) -> None:
     deadline = time.monotonic() + STOP_SECONDS
     hurried = False
     while process.poll() is None:
-        if stop.asked > 1 and not hurried:
+        if stop.signals > 1 and not hurried:
             hurried = True
             process.terminate()
         if time.monotonic() > deadline:

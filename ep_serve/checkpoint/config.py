@@ -63,7 +63,7 @@ class Qwen2_5OmniCompressConfig(Qwen2_5OmniConfig):  # type: ignore[misc]  # noq
 def _with_old_defaults(text: dict[str, Any], tied: bool) -> dict[str, Any]:
     """Fill in what transformers 4.x, which wrote the official checkpoints, took for granted.
 
-    Where the text config is silent, transformers 5 ties the embeddings and knows no M-RoPE.
+    Without these fields, transformers 5 ties the embeddings and does not use M-RoPE.
     """
     filled = {"tie_word_embeddings": tied} | text
     if not (filled.get("rope_scaling") or filled.get("rope_parameters")):

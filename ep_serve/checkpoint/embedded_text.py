@@ -1,7 +1,7 @@
 """Tokenizer, chat template and processor settings of the embedded checkpoints.
 
-The tokenizer knows the 256 bytes and the special tokens, so every text can be written in it. That
-of the trained checkpoint knows whole words besides.
+The vocabulary has the 256 bytes and the special tokens, so every text can be encoded. That of the
+trained checkpoint has whole words as well.
 """
 
 from __future__ import annotations

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used as asked; the message is one sentence for its owner."""
+    """A checkpoint cannot be used like this; the message is one sentence for its owner."""

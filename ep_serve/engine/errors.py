@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class ServeError(ValueError):
-    """A server cannot run as asked; the message is one sentence for its operator."""
+    """A server cannot run with these settings; the message is one sentence for its operator."""

@@ -1,10 +1,10 @@
 """Outcomes of fused items, and their way from the worker to the API process.
 
 The worker adds it to the output of the step that reduced the item (`ReportingOutput`). The
-scheduler remembers it and adds it to the first output of every request with that item, also of
-those that are served from a cache. So it is there before an answer is, whatever the engine computes
-meanwhile, and nobody asks a worker that is busy. What the worker has done since it told last, for
-`/metrics`, goes the same way, with one output only.
+scheduler stores it and adds it to the first output of every request with that item, also of those
+that are served from a cache. It therefore arrives before the answer does, without a call to a busy
+worker. The worker's counters for `/metrics` travel with the outputs of steps as well, each
+increment once.
 """
 
 from __future__ import annotations

@@ -210,40 +210,40 @@ class Settings(BaseModel):
         Raises:
             VLLMValidationError: names the field, the limit and the value (HTTP 400).
         """
-        asked = parse_request_options(request)
+        requested = parse_request_options(request)
         media = self.media
-        _check_at_most("fps", asked.fps, media.max_fps)
+        _check_at_most("fps", requested.fps, media.max_fps)
         if media.max_pixels is not None:
-            _check_at_most("max_pixels", asked.max_pixels, media.max_pixels)
-            _check_at_most("min_pixels", asked.min_pixels, media.max_pixels)
-        low = asked.min_pixels if asked.min_pixels is not None else media.min_pixels
-        high = asked.max_pixels if asked.max_pixels is not None else media.max_pixels
+            _check_at_most("max_pixels", requested.max_pixels, media.max_pixels)
+            _check_at_most("min_pixels", requested.min_pixels, media.max_pixels)
+        low = requested.min_pixels if requested.min_pixels is not None else media.min_pixels
+        high = requested.max_pixels if requested.max_pixels is not None else media.max_pixels
         if low is not None and high is not None and low > high:
-            if asked.min_pixels is not None:
+            if requested.min_pixels is not None:
                 raise _invalid("min_pixels", f"must be at most max_pixels ({high})", low)
             low = high
-        budget = self._budget(asked)
+        budget = self._budget(requested)
         return MediaOptions(
             keep_ratio=budget.keep_ratio,
             rho_audio=budget.rho_audio,
             rho_video=budget.rho_video,
-            fps=_first(asked.fps, media.fps),
+            fps=_first(requested.fps, media.fps),
             min_pixels=low,
             max_pixels=high,
-            sound=_first(asked.use_audio_in_video, media.use_audio_in_video),
-            return_selection=bool(asked.return_selection),
+            sound=_first(requested.use_audio_in_video, media.use_audio_in_video),
+            return_selection=bool(requested.return_selection),
         )
 
-    def _budget(self, asked: RequestOptions) -> Budget:
-        given = (asked.keep_ratio, asked.rho_audio, asked.rho_video)
+    def _budget(self, requested: RequestOptions) -> Budget:
+        given = (requested.keep_ratio, requested.rho_audio, requested.rho_video)
         if given == (None, None, None):
             return self.media.budget(self.keep_ratio)
         takes_rho = get_sieve(self.sieve).takes_rho
         for name in ("rho_audio", "rho_video"):
-            value = getattr(asked, name)
+            value = getattr(requested, name)
             if value is not None and not takes_rho:
                 raise _invalid(name, f"means nothing to the sieve {self.sieve!r}", value)
-            if value is not None and asked.keep_ratio is not None:
+            if value is not None and requested.keep_ratio is not None:
                 raise _invalid(name, "cannot be given together with keep_ratio", value)
         return Budget(*given)
 
@@ -299,8 +299,8 @@ def hide_sound_field(fields: Mapping[str, object]) -> dict[str, Any]:
     }
 
 
-def _first(asked: _T | None, default: _T) -> _T:
-    return default if asked is None else asked
+def _first(requested: _T | None, default: _T) -> _T:
+    return default if requested is None else requested
 
 
 def _check_at_most(name: str, value: float | None, limit: float) -> None:

@@ -1,7 +1,7 @@
 """The CPU side of a prompt: expansion, positions and budgets, known before any tensor exists.
 
-Numpy only. The usual street: describe the media of a request (`Video`, `Audio`, `Image`), call
-`build_layout`, then ask `keep_count` how much of the pool survives.
+Numpy only. Describe the media of a request (`Video`, `Audio`, `Image`), call `build_layout`, then
+`keep_count` for the number of tokens to keep.
 """
 
 from __future__ import annotations

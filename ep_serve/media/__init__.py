@@ -1,6 +1,6 @@
 """Media files to arrays: untrusted bytes in, bounded numpy arrays out.
 
-Nothing here knows a model. Decoding happens in memory, in the calling thread, and opens no file
+Independent of the model. Decoding happens in memory, in the calling thread, and opens no file
 and no address; several threads may decode at once.
 """
 

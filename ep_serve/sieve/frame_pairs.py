@@ -103,16 +103,16 @@ class FramePairs:
         within one token per pair of frames (a sound without a picture counts as a pair), unless
         less than that is asked for: one token of every frame stays.
         """
-        asked = keep_count(self.num_audio + self.num_video, keep_ratio)
+        target = keep_count(self.num_audio + self.num_video, keep_ratio)
         audio_share, _ = keep_shares(keep_ratio, self.num_audio, self.num_video)
         steps = _steps([group.first.shape[1] for group in self.groups])
         steps = steps[steps < 1]
-        missed: Floats = np.abs(self.video_kept(steps) - (asked - audio_share * self.num_audio))
+        missed: Floats = np.abs(self.video_kept(steps) - (target - audio_share * self.num_audio))
         rho_video = float(steps[missed.argmin()])
         video = int(self.video_kept(np.array([rho_video]))[0])
         sounds = [group.sound.shape[1] for group in self.groups]
         steps = _steps([*sounds, *map(len, self.lone_sounds)])
-        missed = np.abs(self.audio_kept(steps, rho_video) - (asked - video)).astype(np.float64)
+        missed = np.abs(self.audio_kept(steps, rho_video) - (target - video)).astype(np.float64)
         return float(steps[missed.argmin()]), rho_video
 
 

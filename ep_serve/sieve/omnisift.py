@@ -155,12 +155,12 @@ class OmniSiftSieve(Sieve, nn.Module):
         Returns:
             (P, a) float32. A sigmoid would tie large ones, so tokens are ranked without it.
         """
-        asking = self.a_norm(self.a_proj(audio))
-        asked = self.v_norm(self.v_proj(video))
-        answer, _ = self.cross_attn(asking, asked, asked, need_weights=False)
+        query = self.a_norm(self.a_proj(audio))
+        key_value = self.v_norm(self.v_proj(video))
+        attended, _ = self.cross_attn(query, key_value, key_value, need_weights=False)
         first, activation, last = self.score_head
         assert isinstance(last, nn.Linear)
-        inner = activation(first(self.post_attn_norm(answer + asking)))
+        inner = activation(first(self.post_attn_norm(attended + query)))
         # As in CS2: scores rounded to half precision would tie.
         return F.linear(inner.float(), last.weight.float(), last.bias.float()).squeeze(-1)
 

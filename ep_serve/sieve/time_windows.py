@@ -156,12 +156,12 @@ def _anchors(sizes: Ints) -> Ints:
 def _split(keep_ratio: float, sounds: Ints, num_video: int) -> tuple[Ints, int]:
     """Audio tokens to keep of each sound, and video tokens to keep."""
     num_audio = int(sounds.sum())
-    asked = keep_count(num_audio + num_video, keep_ratio)
+    target = keep_count(num_audio + num_video, keep_ratio)
     share, _ = keep_shares(keep_ratio, num_audio, num_video)
-    keep_audio = min(max(round(share * num_audio), asked - num_video), num_audio, asked)
+    keep_audio = min(max(round(share * num_audio), target - num_video), num_audio, target)
     # Whole numbers of a running sum, so that the parts add up.
     ends = np.cumsum(sounds) * keep_audio // max(num_audio, 1)
-    return np.diff(ends, prepend=0), asked - keep_audio
+    return np.diff(ends, prepend=0), target - keep_audio
 
 
 def _merges(rest: Ints, anchors: Ints, pictures: Sequence[Ints]) -> list[Merge]:

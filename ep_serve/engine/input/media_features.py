@@ -68,9 +68,9 @@ class MediumFeatures:
 
 
 class MediaProcessor:
-    """Decodes media, computes their features and remembers those of recent ones.
+    """Decodes media, computes their features and caches the most recent.
 
-    Thread-safe. `hits` and `misses` count look-ups in the memory.
+    Thread-safe. `hits` and `misses` count look-ups in the cache.
     """
 
     def __init__(self, hf_processor: Any, settings: Settings, dtype: torch.dtype) -> None:

@@ -84,7 +84,7 @@ class Reduction:
 
     @property
     def keep_ratio(self) -> float:
-        """The ratio that was asked for, or the one that the rates came to."""
+        """The requested ratio, or the one that the rates resulted in."""
         if self.budget.keep_ratio is not None:
             return self.budget.keep_ratio
         return round(self.kept / max(1, sum(self.full.values())), 4)
@@ -295,7 +295,7 @@ class ReducingProcessor(BaseMultiModalProcessor[ReducingProcessingInfo]):
     ) -> MultiModalInput:
         """The longest full prompt that is accepted, to profile memory with.
 
-        Where vLLM only wants to warm the processor up (`scheduler_config` given), a short one.
+        A short one where vLLM only warms the processor up (`scheduler_config` given).
         """
         settings, model_config = self.info.settings, self.info.ctx.model_config
         length = settings.max_full_tokens if scheduler_config is None else 256

@@ -144,7 +144,7 @@ class WorkerStatistics:
         return pending
 
     def read(self, pending: Sequence[PendingOutcome]) -> tuple[dict[str, Outcome], Work]:
-        """The outcomes of items by their keys, and all that was done since this was asked last.
+        """The outcomes of items by their keys, and the counters since the last call.
 
         Waits for the device. Thread-safe: vLLM waits for an asynchronous step in another thread.
         """

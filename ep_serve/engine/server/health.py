@@ -1,9 +1,9 @@
 """`/health` fails when the engine hangs, not only when it has ended.
 
-vLLM 0.32 asks whether the engine's processes live. One that is stuck (a collective operation that
-never returns, a deadlock, a stopped process) lives, so `AsyncLLM.check_health` is wrapped: while
-requests run it sends the engine a question, which an engine answers between two steps. A question
-that stays without an answer for `step_timeout_s` says that no step has ended for that long.
+vLLM 0.32 checks that the engine's processes are alive. One that is stuck (a collective operation
+that never returns, a deadlock, a stopped process) is, so `AsyncLLM.check_health` is wrapped: while
+requests run it sends the engine core a utility call, which is answered between two steps. A call
+without an answer for `step_timeout_s` means that no step has ended for that long.
 
 The clock runs on when the clients have given up: a hung engine does not recover by that. Start-up
 (profiling, compilation, warm-up) is over before there is an HTTP server.

@@ -3,7 +3,7 @@
 No request runs yet, so nothing has to be drained. vLLM 0.32 raises an exception in its main thread
 upon SIGTERM and hopes that everything unwinds; SIGINT cancels a task that does not look until the
 model is loaded; and its engine processes only note a signal while they load. Process 1 of a
-container would ignore both signals up to the moment when vLLM asks for them.
+container would ignore both signals until vLLM installs its handlers.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def _releases_memory(process: psutil.Process) -> bool:
 
 
 def keep_ending_on_signal(server: Any) -> None:
-    """Let vLLM's server ask for the signals when it has loaded, not before.
+    """Delay vLLM's signal handlers until the model is loaded.
 
     Args:
-        server: the module of vLLM's single API server. It asks for SIGTERM, calls `setup_server`,
-            loads, and asks for both signals again.
+        server: the module of vLLM's single API server. It handles SIGTERM, calls `setup_server`,
+            loads, and then installs handlers for both signals.
     """
     set_up = server.setup_server
 

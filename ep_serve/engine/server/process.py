@@ -88,7 +88,7 @@ class ServerProcess:
         return self.wait()
 
     def wait(self) -> int:
-        """Wait for the end that was asked for, at most `STOP_SECONDS`; the exit code."""
+        """Wait at most `STOP_SECONDS` for the process to exit; return its exit code."""
         process = self._process
         assert process is not None, "the server was not started"
         try:

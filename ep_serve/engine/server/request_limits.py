@@ -8,7 +8,7 @@
 - `BaseRenderer.render_cmpl_async`: rendered prompts are searched for media tokens;
   `openai_patch.py` does so with those of chats, `tokenization.py` with those of scoring.
 - `vllm.connections._append_chunk`: the bytes of downloads are counted (`request_memory.py`).
-- `AsyncLLM.generate`: why a grammar failed (`grammar_guard.py`) is told as a client's error.
+- `AsyncLLM.generate`: why a grammar failed (`grammar_guard.py`) is reported as a client's error.
 
 The others are patches (see `patches.py`), because vLLM has no hook there.
 """

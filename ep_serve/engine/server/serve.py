@@ -133,7 +133,7 @@ def _route(checkpoint: Path, sieve: str | None) -> tuple[str | None, dict[str, A
     Raises:
         CheckpointError: a stock checkpoint and no sieve for it.
     """
-    if not checkpoint.is_dir():  # a name: only the one who gives it knows what it is
+    if not checkpoint.is_dir():  # a model name, whose kind is not looked up
         foreign = sieve not in (None, "cs2")
         return sieve, {"architectures": [REDUCED_ARCHITECTURE]} if foreign else {}
     kind = kind_of(checkpoint)

@@ -16,8 +16,8 @@ from ep_serve.engine.worker.base_worker import OutcomesInOutputs
 class ReducingCPUWorker(OutcomesInOutputs, CPUWorker):
     """vLLM's CPU worker, with multimodal pruning enabled in its V1 runner; see `gpu_worker.py`.
 
-    The GPU runner finds out by itself when it loads the model; the CPU runner has a `load_model` of
-    its own, which forgets to (vLLM 0.32, `v1/worker/cpu_model_runner.py`).
+    The GPU runner sets that when it loads the model; the CPU runner's own `load_model` does not
+    (vLLM 0.32, `v1/worker/cpu_model_runner.py`).
     """
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:

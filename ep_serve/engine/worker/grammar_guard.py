@@ -1,6 +1,6 @@
 """Ends requests whose grammar has no continuation or costs too much, with an error.
 
-vLLM 0.32 asks each grammar in each step for the tokens that may follow. Where none may, every token
+vLLM 0.32 computes in each step which tokens each grammar allows next. Where none may, every token
 is forbidden, the sampled one is rejected and the request ends as an internal error; where the
 answer takes seconds, all requests of the engine wait. The bounds of
 `contract/structured_outputs.py` keep out what is known to do either; this is for what they miss.

@@ -172,9 +172,9 @@ def add_serve(groups: Groups) -> None:
 
 def serve_checkpoint(arguments: argparse.Namespace) -> int:
     """Validate the checkpoint, then run the server until SIGTERM or SIGINT."""
-    from ep_serve.engine.server.loading import ending_on_signal
+    from ep_serve.engine.server.loading import exit_on_signal
 
-    with ending_on_signal():
+    with exit_on_signal():
         _quiet_transformers()
         from ep_serve.engine.server.serve import problems, serve
 

@@ -179,7 +179,9 @@ class Settings(BaseModel):
         reduction = ReductionConfig.from_hf(model_config.hf_config) if refines else None
         sieve = engine.sieve or ("cs2" if refines else None)
         if sieve is None:
-            raise ValueError("a checkpoint without a sieve of its own needs one: set --sieve")
+            raise ValueError(
+                "this checkpoint has no sieve: set --sieve to omnizip, uniform, random or none"
+            )
         return cls(
             media=media,
             engine=engine,
@@ -242,7 +244,7 @@ class Settings(BaseModel):
         for name in ("rho_audio", "rho_video"):
             value = getattr(requested, name)
             if value is not None and not takes_rho:
-                raise _invalid(name, f"means nothing to the sieve {self.sieve!r}", value)
+                raise _invalid(name, f"is not supported by the sieve {self.sieve!r}", value)
             if value is not None and requested.keep_ratio is not None:
                 raise _invalid(name, "cannot be given together with keep_ratio", value)
         return Budget(*given)
@@ -264,7 +266,7 @@ class MediaOptions(BaseModel):
 
     @property
     def budget(self) -> Budget:
-        """How much to keep, in the sieves' words."""
+        """The budget, in the form that sieves take."""
         return Budget(self.keep_ratio, self.rho_audio, self.rho_video)
 
     @property
@@ -284,7 +286,7 @@ def parse_request_options(fields: Mapping[str, object]) -> RequestOptions:
     }
     for name in named.keys() - REQUEST_FIELDS:
         known = ", ".join(sorted(REQUEST_FIELDS))
-        raise _invalid(name, f"is not an option here (known: {known})", None)
+        raise _invalid(name, f"is not a supported option (supported: {known})", None)
     try:
         return RequestOptions.model_validate(named)
     except ValidationError as error:

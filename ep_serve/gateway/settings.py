@@ -381,7 +381,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise SettingsError(f"{file}: must hold settings by name, holds a {type(content).__name__}")
     for name in content:
         if not isinstance(name, str):
-            raise SettingsError(f"{file}: {name}: there is no such setting")
+            raise SettingsError(f"{file}: {name}: unknown setting")
     return content
 
 
@@ -398,7 +398,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def _sentence(item: Any) -> str:
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{name}: there is no such setting"
+        return f"{name}: unknown setting"
     reason = item["msg"].removeprefix("Value error, ")
     if not name:
         return str(reason)

@@ -12,7 +12,7 @@ from ep_serve.layout.kinds import Kind
 from ep_serve.layout.media import (
     Audio,
     Image,
-    Medium,
+    MediumShape,
     Video,
     audio_token_count,
     video_tokens,
@@ -25,7 +25,7 @@ __all__ = [
     "Kind",
     "Layout",
     "MediaTokens",
-    "Medium",
+    "MediumShape",
     "PlaceholderError",
     "Video",
     "audio_token_count",

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ep_serve.layout.kinds import Kind
-from ep_serve.layout.media import Medium, Video
+from ep_serve.layout.media import MediumShape, Video
 from ep_serve.layout.positions import Block, medium_block
 from ep_serve.layout.tokens import MediaTokens
 
@@ -92,7 +92,7 @@ class Layout:
 
 def build_layout(
     prompt_ids: Sequence[int] | npt.NDArray[np.int64],
-    media: Sequence[Medium],
+    media: Sequence[MediumShape],
     tokens: MediaTokens,
 ) -> Layout:
     """Expand a prompt and compute its positions, as the authors of EchoingPixels do.
@@ -171,7 +171,7 @@ class _Writer:
 
 
 def _find_placeholders(
-    prompt: npt.NDArray[np.int64], media: Sequence[Medium], tokens: MediaTokens
+    prompt: npt.NDArray[np.int64], media: Sequence[MediumShape], tokens: MediaTokens
 ) -> list[int]:
     """Find where the placeholders stand, once they are known to match the media."""
     kinds = np.zeros(prompt.size, dtype=np.int8)

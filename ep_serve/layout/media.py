@@ -86,7 +86,7 @@ class Image:
         _check_grid("Image", self.grid_thw)
 
 
-Medium = Video | Audio | Image
+MediumShape = Video | Audio | Image
 
 
 def audio_token_count(mel_frames: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ep_serve.layout.kinds import Kind
-from ep_serve.layout.media import Grid, Image, Medium, Video, video_tokens
+from ep_serve.layout.media import Grid, Image, MediumShape, Video, video_tokens
 from ep_serve.layout.tokens import MediaTokens
 
 LATEST_POSITION = 2**24
@@ -34,7 +34,7 @@ class Block:
     end: int
 
 
-def medium_block(medium: Medium, tokens: MediaTokens) -> Block:
+def medium_block(medium: MediumShape, tokens: MediaTokens) -> Block:
     """Lay out one medium.
 
     Raises:

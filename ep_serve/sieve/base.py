@@ -141,7 +141,7 @@ class Sieve(ABC):
             ValueError: The sieve cannot do what is asked for.
         """
         if budget.has_rho:
-            raise ValueError(f"rho_audio and rho_video mean nothing to the sieve {cls.name!r}")
+            raise ValueError(f"rho_audio and rho_video are not supported by the sieve {cls.name!r}")
         if budget.keep_ratio is None:
             raise ValueError(f"the sieve {cls.name!r} needs a keep_ratio")
         return Plan(keep_count(layout.num_av, budget.keep_ratio))

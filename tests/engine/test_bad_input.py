@@ -206,10 +206,10 @@ def test_an_id_keeps_its_content_within_a_cache_salt(server: Client) -> None:
 
     cat, dog = (make_image(number=number) for number in (71, 72))
     unknown = check_refusal(server, ask(None))
-    assert "'cat' (image) is not remembered" in unknown
+    assert "'cat' (image) is not cached" in unknown
     assert ask(cat).status_code == ask(None).status_code == 200
     refused = check_refusal(server, ask(dog))
-    assert "'cat' (image) already stands for other content" in refused
+    assert "'cat' (image) already refers to other content" in refused
     assert "never computed with" in check_refusal(server, ask(None, max_pixels=50_000))
     assert check_refusal(server, ask(None, salt="anna")) == unknown
     assert ask(dog, salt="anna").status_code == ask(None, salt="anna").status_code == 200

@@ -46,7 +46,7 @@ def test_an_unknown_sieve_is_refused_at_the_start() -> None:
         _check_sieve(settings("colander"))
 
 
-def test_a_sieve_that_is_told_nothing_is_refused_at_the_start() -> None:
+def test_a_sieve_without_a_budget_is_refused_at_the_start() -> None:
     with pytest.raises(ValueError, match="keep_ratio"):
         _check_sieve(settings("uniform"))
 

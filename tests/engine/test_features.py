@@ -97,7 +97,7 @@ def test_an_id_stands_for_content_that_came_with_it(processor: MediaProcessor) -
     key = processor.key(None, name, OPTIONS)
     assert key == first.key
     assert processor.features(None, key, OPTIONS) is first
-    with pytest.raises(VLLMValidationError, match=r"'dog' \(image\) is not remembered"):
+    with pytest.raises(VLLMValidationError, match=r"'dog' \(image\) is not cached"):
         processor.key(None, MediaId("image", "dog"), OPTIONS)
 
 
@@ -136,7 +136,7 @@ def test_an_id_of_a_video_is_none_of_a_sound(processor: MediaProcessor) -> None:
     data = make_clip(2)
     video, audio = (MediaId(modality, "clip") for modality in ("video", "audio"))
     given(processor, EncodedMedium("video", data), video)
-    with pytest.raises(VLLMValidationError, match=r"'clip' \(audio\) is not remembered"):
+    with pytest.raises(VLLMValidationError, match=r"'clip' \(audio\) is not cached"):
         processor.key(None, audio, OPTIONS)
     assert given(processor, EncodedMedium("audio", data), audio).pixel_values is None
 

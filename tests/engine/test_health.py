@@ -39,7 +39,7 @@ class StandIn:
         return self.unfinished
 
     async def call_utility_all_async(self, method: str) -> list[bool]:
-        assert method == health.QUESTION
+        assert method == health.PING_METHOD
         self.asked += 1
         await self.answers.wait()
         return [False]

@@ -21,9 +21,9 @@ STUBBORN = """
 import os, signal, subprocess, sys, time
 
 if len(sys.argv) == 1:
-    from ep_serve.engine.server.loading import ending_on_signal
+    from ep_serve.engine.server.loading import exit_on_signal
 
-    with ending_on_signal():
+    with exit_on_signal():
         subprocess.Popen([sys.executable, __file__, "child"])
         time.sleep(600)
 for number in (signal.SIGTERM, signal.SIGINT):

@@ -17,7 +17,7 @@ from ep_serve.engine.metrics import metrics
 from ep_serve.engine.model.statistics import Totals
 from ep_serve.engine.outcomes import OUTCOME_FIELD, WORK_FIELD, Outcome, ReportingOutput
 from ep_serve.engine.server.reduction_reports import RequestReport, receive
-from ep_serve.engine.worker.base_worker import OutcomesInOutputs
+from ep_serve.engine.worker.base_worker import OutcomeWorkerMixin
 from ep_serve.layout import Kind, Video
 from ep_serve.sieve import Budget
 
@@ -53,7 +53,7 @@ class Runner:
         return self.output
 
 
-class Worker(OutcomesInOutputs, Runner):
+class Worker(OutcomeWorkerMixin, Runner):
     pass
 
 
@@ -164,7 +164,7 @@ def test_clients_do_not_see_the_way_it_came() -> None:
     assert output.ec_transfer_params is None
 
 
-def test_requests_with_the_same_item_are_told_by_either_output() -> None:
+def test_requests_with_the_same_item_are_reported_by_either_output() -> None:
     reports = [RequestReport(reduction()) for _ in range(2)]
     other = RequestReport(reduction(b"other"))
     receive([output_of(error="The sieve 'guest' failed: KeyError.")])

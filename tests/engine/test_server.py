@@ -75,7 +75,7 @@ def test_usage_tells_what_was_kept(server: Client, name: str) -> None:
     }
 
 
-def test_the_survivors_are_told_to_those_who_ask(server: Client) -> None:
+def test_the_selection_is_reported_when_requested(server: Client) -> None:
     name = "aiv_a_r020"
     stats = load_case(name)[0]["stats"]
     for _ in range(2):  # also when the engine remembers the item

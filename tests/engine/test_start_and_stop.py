@@ -74,7 +74,7 @@ def test_sigterm_lets_a_running_stream_finish(server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("server", [("--shutdown-timeout", "1")], indirect=True)
-def test_a_stream_that_runs_for_too_long_is_told_that_it_was_aborted(server: ServerProcess) -> None:
+def test_a_stream_that_exceeds_the_drain_time_ends_with_an_abort(server: ServerProcess) -> None:
     events = stop_in_mid_stream(server, max_tokens=1500)
     assert events[-1] == "[DONE]"
     assert json.loads(events[-2])["choices"][0]["finish_reason"] == "abort"

@@ -42,7 +42,7 @@ def test_items_are_added_up_by_modality() -> None:
     assert counted.take() == []
 
 
-def test_work_is_told_once() -> None:
+def test_work_is_reported_once() -> None:
     counted = WorkerStatistics()
     told = []
     for held in (30, 20):
@@ -99,7 +99,7 @@ def test_an_outcome_tells_what_is_wrong_with_a_choice(
     assert second["error"] is None
 
 
-def test_a_wrong_choice_that_nobody_would_be_told_of_is_raised() -> None:
+def test_a_wrong_selection_that_would_not_be_reported_is_raised() -> None:
     counted = WorkerStatistics(collected=False)
     with pytest.raises(RuntimeError, match="'guest' returned states that are not finite"):
         counted.record_item(item(), "guest", KEPT, checked(1))

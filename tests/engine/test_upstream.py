@@ -158,7 +158,7 @@ def test_health_asks_the_client_and_the_engine_answers_between_two_steps() -> No
     assert parameters(health._original_check_health) == ["self"]
     assert "EngineDeadError" in inspect.getsource(instrumentator_health.health)
     assert "await client.check_health()" in inspect.getsource(instrumentator_health.health)
-    assert parameters(getattr(core.EngineCore, health.QUESTION)) == ["self"]
+    assert parameters(getattr(core.EngineCore, health.PING_METHOD)) == ["self"]
     assert hasattr(core_client.AsyncMPClient, "call_utility_all_async")
 
 
@@ -217,7 +217,7 @@ def test_text_is_checked_before_it_is_tokenized_where_that_is_patched() -> None:
     assert "await" not in inspect.getsource(scoring)  # it runs in another thread
 
 
-def test_a_grammar_is_waited_for_asked_and_told_of_where_the_scheduler_is_extended() -> None:
+def test_grammars_are_compiled_filled_and_reported_where_the_scheduler_is_extended() -> None:
     wait = inspect.getsource(Scheduler._handle_blocked_waiting_request)
     assert "WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR" in wait
     assert "struct_output_req.grammar" in wait

@@ -5,11 +5,11 @@ import numpy as np
 from ep_serve.engine.input.selection_report import PoolShape, describe
 from ep_serve.evaluation.evidence import Placement, count_placement
 from ep_serve.evaluation.questions import Evidence
-from ep_serve.layout import Image, Kind, Medium, Video
+from ep_serve.layout import Image, Kind, MediumShape, Video
 from tests.evaluation.mock_server import usage
 
 
-def pool_of(medium: Medium, kinds: list[Kind]) -> PoolShape:
+def pool_of(medium: MediumShape, kinds: list[Kind]) -> PoolShape:
     """The pool of one medium whose tokens are of these kinds."""
     media = np.zeros(len(kinds), dtype=np.int32)
     return PoolShape([medium], np.array(kinds, dtype=np.int8), media)

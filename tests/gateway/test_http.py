@@ -80,7 +80,7 @@ async def test_a_client_of_http_1_0_gets_no_chunks(world: MakeWorld, stream: boo
             assert json.loads(content)["object"] == "chat.completion"
 
 
-async def test_a_client_that_expects_to_continue_is_told_so_only_if_its_body_is_wanted(
+async def test_100_continue_is_sent_only_if_the_body_is_read(
     world: MakeWorld,
 ) -> None:
     expecting = b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body())

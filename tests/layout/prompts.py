@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
 
-from ep_serve.layout import Audio, Image, Kind, MediaTokens, Medium, Video
+from ep_serve.layout import Audio, Image, Kind, MediaTokens, MediumShape, Video
 
 TOKENS = MediaTokens(
     audio=502,
@@ -24,13 +24,13 @@ class Prompt:
     """Prompt ids with one placeholder per medium, and the media."""
 
     ids: list[int] = field(default_factory=list)
-    media: list[Medium] = field(default_factory=list)
+    media: list[MediumShape] = field(default_factory=list)
 
     def text(self, *ids: int) -> Prompt:
         self.ids += ids
         return self
 
-    def add(self, medium: Medium) -> Prompt:
+    def add(self, medium: MediumShape) -> Prompt:
         opens, closes = TOKENS.vision_bos, TOKENS.vision_eos
         if medium.kind is Kind.AUDIO:
             opens, closes = TOKENS.audio_bos, TOKENS.audio_eos
@@ -58,11 +58,11 @@ IMAGES = st.builds(Image, st.tuples(st.just(1), merged(9), merged(9)))
 AUDIOS = st.builds(Audio, st.integers(1, 160))
 
 
-def prompts(*media: st.SearchStrategy[Medium]) -> st.SearchStrategy[Prompt]:
+def prompts(*media: st.SearchStrategy[MediumShape]) -> st.SearchStrategy[Prompt]:
     """Any number of media of these sorts in any order, with text before, between and after."""
     text = st.lists(st.integers(0, 400), max_size=5)
 
-    def join(first: list[int], rest: list[tuple[Medium, list[int]]]) -> Prompt:
+    def join(first: list[int], rest: list[tuple[MediumShape, list[int]]]) -> Prompt:
         prompt = Prompt().text(*first)
         for medium, after in rest:
             prompt.add(medium).text(*after)

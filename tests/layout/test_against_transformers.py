@@ -13,7 +13,7 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from ep_serve.layout import Audio, Image, Medium, Video, build_layout
+from ep_serve.layout import Audio, Image, MediumShape, Video, build_layout
 from tests.layout.prompts import AUDIOS, IMAGES, TOKENS, Prompt, prompts, videos
 
 modeling: Any = pytest.importorskip("transformers.models.qwen2_5_omni.modeling_qwen2_5_omni")
@@ -69,7 +69,7 @@ def theirs_expanded(prompt: Prompt, with_sound: bool) -> list[int]:
 
 
 def theirs_positions(
-    ids: list[int], media: list[Medium], with_sound: bool
+    ids: list[int], media: list[MediumShape], with_sound: bool
 ) -> tuple[torch.Tensor, int]:
     """Positions (3, L) and the delta of decoding, as the model computes them."""
     cls = modeling.Qwen2_5OmniPreTrainedModelForConditionalGeneration
@@ -101,7 +101,7 @@ def theirs_positions(
     return positions[:, 0], int(deltas)
 
 
-def sounds(media: list[Medium]) -> list[int]:
+def sounds(media: list[MediumShape]) -> list[int]:
     """Audio tokens of each sound track and each sound of its own, in prompt order."""
     counts = [
         medium.tokens if isinstance(medium, Audio) else medium.audio_tokens

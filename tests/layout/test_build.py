@@ -12,7 +12,7 @@ from ep_serve.layout import (
     Image,
     Kind,
     Layout,
-    Medium,
+    MediumShape,
     PlaceholderError,
     Video,
     build_layout,
@@ -25,7 +25,7 @@ def lay_out(prompt: Prompt) -> Layout:
     return build_layout(prompt.ids, prompt.media, TOKENS)
 
 
-def token_counts(medium: Medium) -> dict[Kind, int]:
+def token_counts(medium: MediumShape) -> dict[Kind, int]:
     if isinstance(medium, Audio):
         return {Kind.AUDIO: medium.tokens}
     if isinstance(medium, Image):

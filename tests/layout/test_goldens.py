@@ -16,7 +16,7 @@ from ep_serve.layout import (
     Kind,
     Layout,
     MediaTokens,
-    Medium,
+    MediumShape,
     Video,
     audio_token_count,
     build_layout,
@@ -34,7 +34,7 @@ def checkpoint_tokens() -> MediaTokens:
     return MediaTokens.from_config(config["thinker_config"])
 
 
-def media_of(name: str, prompt: list[int], tokens: MediaTokens) -> list[Medium]:
+def media_of(name: str, prompt: list[int], tokens: MediaTokens) -> list[MediumShape]:
     """The media of a case in prompt order, out of what the authors' processor saw."""
     case, tensors = load_case(name)
     none = torch.empty(0, dtype=torch.int64)
@@ -44,7 +44,7 @@ def media_of(name: str, prompt: list[int], tokens: MediaTokens) -> list[Medium]:
     clips = iter(tensors.get("proc.video_grid_thw", none).tolist())
     pictures = iter(tensors.get("proc.image_grid_thw", none).tolist())
     second_per_grid = 2 / case["processor_kwargs"].get("fps", 2.0)
-    media: list[Medium] = []
+    media: list[MediumShape] = []
     for token in prompt:
         if token == tokens.video:
             sound = next(sounds) if case["use_audio_in_video"] else 0

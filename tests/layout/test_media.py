@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from ep_serve.layout import Audio, Image, Kind, Medium, Video, audio_token_count, video_tokens
+from ep_serve.layout import Audio, Image, Kind, MediumShape, Video, audio_token_count, video_tokens
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_a_grid_that_cannot_be_merged_is_refused(grid: tuple[int, int, int]) -> 
 
 
 def test_each_medium_knows_its_kind() -> None:
-    media: list[Medium] = [Video((1, 2, 2), 1.0), Audio(1), Image((1, 2, 2))]
+    media: list[MediumShape] = [Video((1, 2, 2), 1.0), Audio(1), Image((1, 2, 2))]
     assert [medium.kind for medium in media] == [Kind.VIDEO, Kind.AUDIO, Kind.IMAGE]
 
 
@@ -53,7 +53,7 @@ def test_a_negative_number_of_audio_tokens_is_refused() -> None:
 
 
 @pytest.mark.parametrize("medium", [partial(Video, second_per_grid=1.0), Image])
-def test_a_grid_needs_three_positive_numbers(medium: Callable[..., Medium]) -> None:
+def test_a_grid_needs_three_positive_numbers(medium: Callable[..., MediumShape]) -> None:
     with pytest.raises(
         ValueError, match=r"grid_thw must be three positive numbers, not \(0, 2, 2\)"
     ):

@@ -77,7 +77,7 @@ def test_a_right_choice_is_left_alone() -> None:
         (Selection(RIGHT, None, SCORES.half()), "returned scores of dtype torch.float16"),
     ],
 )
-def test_what_can_be_told_at_once_is_an_error_that_names_the_sieve(
+def test_faults_visible_without_the_device_are_errors_that_name_the_sieve(
     returned: Any, message: str
 ) -> None:
     found = choose(returned)
@@ -100,7 +100,7 @@ def test_what_can_be_told_at_once_is_an_error_that_names_the_sieve(
         (Selection(RIGHT, None, values(-INF, SIZE, 11)), 2),
     ],
 )
-def test_what_depends_on_values_is_told_by_the_device(returned: Selection, fault: int) -> None:
+def test_faults_of_values_are_found_on_the_device(returned: Selection, fault: int) -> None:
     found = choose(returned)
     assert found.error is None
     assert found.faults.tolist() == [number == fault for number in range(len(FAULTS))]

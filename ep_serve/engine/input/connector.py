@@ -229,7 +229,7 @@ def _medium(modality: Modality, item: Any, decoded: Any) -> Medium | None:
         medium: DecodedMedium = decoded(item)
     except (TypeError, ValueError) as error:
         raise VLLMValidationError(
-            f"The {modality} is not in a form that is understood: {error}", parameter=modality
+            f"The {modality} has an unsupported form: {error}", parameter=modality
         ) from None
     return medium
 

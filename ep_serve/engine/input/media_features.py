@@ -24,8 +24,7 @@ from ep_serve.engine.input.media_budget import MemoryGate, TokenBudget
 from ep_serve.engine.input.media_ids import MediaId, MediaIds
 from ep_serve.engine.input.medium import Medium, Modality
 from ep_serve.engine.metrics import metrics
-from ep_serve.layout import Audio, Image, Video, audio_token_count, video_tokens
-from ep_serve.layout import Medium as Shape
+from ep_serve.layout import Audio, Image, MediumShape, Video, audio_token_count, video_tokens
 from ep_serve.preprocess.features import (
     SAMPLE_RATE,
     TEMPORAL_PATCH,
@@ -55,7 +54,7 @@ class MediumFeatures:
 
     key: bytes
     """Hash of the content and of the options that shaped it (32 bytes)."""
-    shape: Shape
+    shape: MediumShape
     pixel_values: torch.Tensor | None = None
     """(patches, values) in the model's dtype; None for a sound."""
     grid_thw: tuple[int, int, int] = (0, 0, 0)
@@ -87,7 +86,7 @@ class MediaProcessor:
         )
         self._running: dict[bytes, Future[MediumFeatures]] = {}
         self._ids = MediaIds()
-        self._shapes: LRUCache[bytes, Shape] = LRUCache(REMEMBERED)
+        self._shapes: LRUCache[bytes, MediumShape] = LRUCache(REMEMBERED)
         self._measures: LRUCache[bytes, Measure] = LRUCache(MEASURED)
         self._lock = threading.Lock()
         self.hits = 0
@@ -104,7 +103,7 @@ class MediaProcessor:
             options: those in force for the request.
 
         Raises:
-            VLLMValidationError: an id that stands for other content, or for none (HTTP 400).
+            VLLMValidationError: an id that refers to other content, or to none (HTTP 400).
         """
         if medium is not None:
             content = _content(medium)
@@ -124,7 +123,7 @@ class MediaProcessor:
         if medium is not None and name is not None:
             self._ids.bind(name, _content(medium))
 
-    def shape(self, medium: Medium | None, key: bytes, options: MediaOptions) -> Shape:
+    def shape(self, medium: Medium | None, key: bytes, options: MediaOptions) -> MediumShape:
         """What the layout needs to know of a medium; it is remembered longer than the features.
 
         Raises:
@@ -301,7 +300,7 @@ def _refusals(medium: Medium) -> Iterator[None]:
         raise VLLMValidationError(str(error), parameter=f"{medium.modality}_url") from None
 
 
-def token_count(shape: Shape) -> int:
+def token_count(shape: MediumShape) -> int:
     """Audio, video and image tokens of a medium before reduction."""
     if isinstance(shape, Audio):
         return shape.tokens

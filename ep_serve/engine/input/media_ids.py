@@ -86,7 +86,7 @@ class MediaIds:
             content = self._content.get(name)
         if content is None:
             raise VLLMValidationError(
-                f"uuid {name.given!r} ({name.modality}) is not remembered; send its data.",
+                f"uuid {name.given!r} ({name.modality}) is not cached; send its data.",
                 parameter="uuid",
             )
         return content
@@ -109,7 +109,7 @@ class MediaIds:
     def _refuse_other(self, name: MediaId, content: bytes) -> None:
         if self._content.get(name, content) != content:
             raise VLLMValidationError(
-                f"uuid {name.given!r} ({name.modality}) already stands for other content; "
+                f"uuid {name.given!r} ({name.modality}) already refers to other content; "
                 "send this content under another id.",
                 parameter="uuid",
             )

@@ -13,7 +13,7 @@ from ep_serve.layout import Audio, Image, Kind, Video
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ep_serve.layout import Medium as Shape
+    from ep_serve.layout import MediumShape
 
 MERGED = 2
 """Patches along each side of one token."""
@@ -26,7 +26,7 @@ SCORE_DIGITS = 4
 class PoolShape:
     """A pool of n tokens, as it is known before the sieve has run."""
 
-    shapes: Sequence[Shape]
+    shapes: Sequence[MediumShape]
     """The media of the request, in prompt order."""
     kinds: npt.NDArray[np.int8]
     """(n,), see `Kind`."""

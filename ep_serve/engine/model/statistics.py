@@ -79,12 +79,12 @@ class WorkerStatistics:
     """Collects without waiting for the device.
 
     Args:
-        collected: Whether somebody takes the outcomes of items after each step (`take`).
+        collected: Whether outcomes of items are collected after each step (`take`).
     """
 
     def __init__(self, *, collected: bool = True) -> None:
         self.totals = Totals()
-        self._told = self.totals.as_work()
+        self._reported = self.totals.as_work()
         self._reading = threading.Lock()
         self._collected = collected
         self._pending: list[PendingOutcome] = []
@@ -156,8 +156,8 @@ class WorkerStatistics:
             while self._events and self._events[0][2].query():
                 stage, start, end = self._events.popleft()
                 self.totals.stage_seconds[stage] += start.elapsed_time(end) / 1000
-            before, self._told = self._told, self.totals.as_work()
-            return outcomes, plus(self._told, before, -1)
+            before, self._reported = self._reported, self.totals.as_work()
+            return outcomes, plus(self._reported, before, -1)
 
 
 def _to_host(values: torch.Tensor) -> torch.Tensor:

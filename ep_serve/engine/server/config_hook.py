@@ -74,7 +74,7 @@ class ReducingConfig(VerifyAndUpdateConfig):
 
 
 def _check_sieve(settings: Settings) -> None:
-    """Refuse a sieve that is unknown, or that a request without options would leave at a loss."""
+    """Refuse an unknown sieve, or one without a budget for requests without options."""
     nothing = build_layout([], [], MediaTokens(1, 2, 3, 4, 5, 6, 7))
     get_sieve(settings.sieve).plan(nothing, settings.media.budget(settings.keep_ratio))
 

@@ -120,8 +120,8 @@ def _drain(engine: AsyncLLM, deadline: float) -> None:
     states: dict[str, Any] = engine.output_processor.request_states
     handler: asyncio.Task[None] | None = engine.output_handler
     logger.warning("%d requests run for too long and are aborted", len(states))
-    last_words = time.monotonic() + TELL_SECONDS
-    while handler is not None and not engine.errored and time.monotonic() < last_words:
+    abort_deadline = time.monotonic() + TELL_SECONDS
+    while handler is not None and not engine.errored and time.monotonic() < abort_deadline:
         # More than once: a request whose media were being decoded may have started meanwhile.
         abort = engine.abort(list(states), internal=True)
         asyncio.run_coroutine_threadsafe(abort, handler.get_loop())

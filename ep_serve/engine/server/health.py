@@ -31,7 +31,7 @@ STEP_SECONDS = 600.0
 CPU_STEP_SECONDS = 3600.0
 """The same on a CPU, where one step may take a long clip through the whole refiner."""
 
-QUESTION = "is_scheduler_paused"
+PING_METHOD = "is_scheduler_paused"
 """A method of vLLM's `EngineCore` that computes nothing."""
 
 logger = init_logger(__name__)
@@ -59,7 +59,7 @@ class StepWatch:
             self._call = None
         if self._engine.get_num_unfinished_requests():
             self._sent_at = now
-            ask = self._engine.engine_core.call_utility_all_async(QUESTION)
+            ask = self._engine.engine_core.call_utility_all_async(PING_METHOD)
             self._call = asyncio.ensure_future(ask)
         return 0.0
 

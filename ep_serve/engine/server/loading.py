@@ -1,8 +1,8 @@
 """SIGTERM and SIGINT end a server that is still loading, and all its processes, at once.
 
 No request runs yet, so nothing has to be drained. vLLM 0.32 raises an exception in its main thread
-upon SIGTERM and hopes that everything unwinds; SIGINT cancels a task that does not look until the
-model is loaded; and its engine processes only note a signal while they load. Process 1 of a
+upon SIGTERM and relies on it to unwind everything; SIGINT cancels a task that is resumed only when
+the model is loaded; and its engine processes only note a signal while they load. Process 1 of a
 container would ignore both signals until vLLM installs its handlers.
 """
 
@@ -23,7 +23,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def ending_on_signal() -> Iterator[None]:
+def exit_on_signal() -> Iterator[None]:
     """In the block, SIGTERM and SIGINT exit with 128 + their number unless handled otherwise."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     _handle(dict.fromkeys(SIGNALS, _end))
@@ -66,7 +66,7 @@ def _releases_memory(process: psutil.Process) -> bool:
     return any("multiprocessing.resource_tracker" in word for word in process.cmdline())
 
 
-def keep_ending_on_signal(server: Any) -> None:
+def exit_on_signal_until_loaded(server: Any) -> None:
     """Delay vLLM's signal handlers until the model is loaded.
 
     Args:

@@ -17,7 +17,7 @@ from ep_serve.checkpoint.config import REDUCED_ARCHITECTURE
 from ep_serve.checkpoint.errors import CheckpointError
 from ep_serve.checkpoint.kind import kind_of
 from ep_serve.engine.errors import ServeError
-from ep_serve.engine.server.loading import keep_ending_on_signal
+from ep_serve.engine.server.loading import exit_on_signal_until_loaded
 from ep_serve.engine.settings import ADDITIONAL_CONFIG_KEY
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def serve(arguments: argparse.Namespace, forwarded: Sequence[str]) -> int:
     # When the engine has stopped nothing more can come: a client that does not read its last bytes
     # would hold the process for ever, because vLLM leaves uvicorn's own limit unset.
     vllm_serve.run_server = partial(vllm_serve.run_server, timeout_graceful_shutdown=GRACE_SECONDS)
-    keep_ending_on_signal(entry)
+    exit_on_signal_until_loaded(entry)
     command = vllm_serve.ServeSubcommand()
     command.validate(args)
     try:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ep_serve.engine.model.statistics import PendingOutcome, WorkerStatistics
 
 
-class OutcomesInOutputs:
+class OutcomeWorkerMixin:
     """Comes before vLLM's worker class: adds the outcomes of items to the output of their step.
 
     Either method may return the output of a step (vLLM 0.32, `v1/worker/worker_base.py`), or what

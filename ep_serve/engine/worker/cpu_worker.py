@@ -10,10 +10,10 @@ from typing import Any
 
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from ep_serve.engine.worker.base_worker import OutcomesInOutputs
+from ep_serve.engine.worker.base_worker import OutcomeWorkerMixin
 
 
-class ReducingCPUWorker(OutcomesInOutputs, CPUWorker):
+class ReducingCPUWorker(OutcomeWorkerMixin, CPUWorker):
     """vLLM's CPU worker, with multimodal pruning enabled in its V1 runner; see `gpu_worker.py`.
 
     The GPU runner sets that when it loads the model; the CPU runner's own `load_model` does not

@@ -76,7 +76,7 @@ class WatchedGrammar(StructuredOutputGrammar):
         self._grammar.reset()
 
 
-class GuardsGrammars(Scheduler):
+class GrammarGuardMixin(Scheduler):
     """Comes before vLLM's scheduler: watches grammars, and passes on why a request failed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

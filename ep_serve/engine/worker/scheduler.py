@@ -36,7 +36,7 @@ from ep_serve.engine.outcomes import (
     Work,
     plus,
 )
-from ep_serve.engine.worker.grammar_guard import GuardsGrammars
+from ep_serve.engine.worker.grammar_guard import GrammarGuardMixin
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -57,7 +57,7 @@ _STARTED = (RequestStatus.RUNNING, RequestStatus.PREEMPTED)
 logger = init_logger(__name__)
 
 
-class _ChargesFullPrompts(Scheduler):
+class _EncoderBudgetMixin(Scheduler):
     def _try_schedule_encoder_inputs(
         self,
         request: Request,
@@ -81,7 +81,7 @@ class _ChargesFullPrompts(Scheduler):
         return chosen, tokens, max(0, budget - dropped), loaded, duplicates
 
 
-class _ReportsOutcomes(Scheduler):
+class _OutcomeMixin(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._outcomes: LRUCache[str, Outcome] = LRUCache(REMEMBERED_BYTES, getsizeof=_size)
@@ -190,11 +190,11 @@ class _ReportsOutcomes(Scheduler):
                 output.ec_transfer_params = {**(output.ec_transfer_params or {}), **told}
 
 
-class ReducingScheduler(GuardsGrammars, _ReportsOutcomes, _ChargesFullPrompts):
-    """Beside vLLM's `Scheduler`."""
+class ReducingScheduler(GrammarGuardMixin, _OutcomeMixin, _EncoderBudgetMixin):
+    """vLLM's `Scheduler` with these mixins."""
 
 
-class ReducingAsyncScheduler(GuardsGrammars, _ReportsOutcomes, _ChargesFullPrompts, AsyncScheduler):
+class ReducingAsyncScheduler(GrammarGuardMixin, _OutcomeMixin, _EncoderBudgetMixin, AsyncScheduler):
     """The same on top of vLLM's `AsyncScheduler`."""
 
 

@@ -30,7 +30,7 @@ from ep_serve.layout import (
     Image,
     Kind,
     MediaTokens,
-    Medium,
+    MediumShape,
     Video,
     audio_token_count,
     build_layout,
@@ -190,7 +190,7 @@ class ExampleBuilder:
             answer=[*tokenizer(conversation.answer).input_ids, self._end],
         )
 
-    def _medium(self, kind: str, path: Path) -> tuple[Medium, dict[Kind, Tensor]]:
+    def _medium(self, kind: str, path: Path) -> tuple[MediumShape, dict[Kind, Tensor]]:
         data = path.read_bytes()
         if kind == "audio":
             mel = log_mel(self._processor.feature_extractor, media.decode_sound(data, self._limits))

@@ -19,7 +19,7 @@ from ep_serve.layout import (
     Image,
     Kind,
     MediaTokens,
-    Medium,
+    MediumShape,
     Video,
     build_layout,
 )
@@ -98,13 +98,13 @@ class ClipView:
     """The part of a clip that is in a prompt, its tokens in prompt order within each kind.
 
     Attributes:
-        medium: Medium of the prompt layout.
+        medium: MediumShape of the prompt layout.
         kind: Placeholder: video, audio or image.
         video: Indices of the clip's video tokens.
         audio: Indices of its audio tokens.
     """
 
-    medium: Medium
+    medium: MediumShape
     kind: str
     video: NDArray[np.int64]
     audio: NDArray[np.int64]

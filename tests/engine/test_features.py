@@ -106,7 +106,7 @@ def test_other_content_under_a_known_id_is_refused(processor: MediaProcessor) ->
     name = MediaId("image", "cat")
     first = given(processor, cat, name)
     for _ in range(2):
-        with pytest.raises(VLLMValidationError, match=r"'cat' .* already stands for other") as no:
+        with pytest.raises(VLLMValidationError, match=r"'cat' .* already refers to other") as no:
             given(processor, dog, name)
         assert no.value.parameter == "uuid"
         assert processor.key(None, name, OPTIONS) == first.key
@@ -121,7 +121,7 @@ def test_of_two_that_claim_an_id_at_a_time_the_second_is_refused(
     for medium in (cat, dog):
         processor.key(medium, name, OPTIONS)  # neither has been processed yet
     processor.remember_id(cat, name)
-    with pytest.raises(VLLMValidationError, match="already stands for other"):
+    with pytest.raises(VLLMValidationError, match="already refers to other"):
         processor.remember_id(dog, name)
 
 

@@ -1,8 +1,8 @@
 """The models that vLLM registers: Qwen2.5-Omni's thinker behind a sieve, with or without refiner.
 
-One request is one fused item (`fused_item.py`). `embed_multimodal` runs towers, refiner and sieve over it
-and returns as many embeddings as the reduced prompt has tokens, with their positions beside them
-(`position_codec.py`); the causal decoder never sees anything else.
+One request is one fused item (`fused_item.py`). `embed_multimodal` runs towers, refiner and sieve
+over it and returns as many embeddings as the reduced prompt has tokens, with their positions
+beside them (`position_codec.py`); the causal decoder never sees anything else.
 """
 
 from __future__ import annotations

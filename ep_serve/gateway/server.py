@@ -196,7 +196,9 @@ def _with_open_files(settings: GatewaySettings) -> GatewaySettings:
     resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed == wanted:
         return settings
-    fitting = max((allowed - OTHER_FILES) // 2, allowed // 4)
+    fitting = min(connections, max((allowed - OTHER_FILES) // 2, allowed // 4))
+    if fitting == connections:
+        return settings
     logger.warning(
         "request.max_connections is %d instead of %d, which needs %d open files; %d are allowed",
         *(fitting, connections, wanted, allowed),

@@ -124,8 +124,9 @@ def log_mel(feature_extractor: Any, waveform: NDArray[np.float32]) -> torch.Tens
     """(bins, ceil(samples / hop)) float32 log-mel spectrum of a sound at 16 kHz.
 
     The feature extractor pads every sound with zeros to its longest length and holds the complex
-    spectrum of all of it: 0.8 MB for each second. The numbers are the same here, of the frames of
-    the sound alone and of `_FRAMES_AT_ONCE` at a time.
+    spectrum of all of it: 0.8 MB for each second. The numbers are the same here, but for the last
+    frame of a sound of exactly the longest length. Only frames of the sound are computed,
+    `_FRAMES_AT_ONCE` at a time.
     """
     hop, size = feature_extractor.hop_length, feature_extractor.n_fft
     count, margin = -(-len(waveform) // hop), size // 2

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ep_serve.contract.errors import FieldError
-from ep_serve.contract.generation import DEFAULT_MAX_N, check_generation
+from ep_serve.contract.generation import _CHECKED, DEFAULT_MAX_N, check_generation
 
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "answers": ("n", {"n": 9}),
@@ -73,3 +73,12 @@ def test_fields_within_their_bounds_are_accepted(body: dict[str, Any]) -> None:
 
 def test_the_limit_of_answers_is_the_servers() -> None:
     check_generation({"n": 64}, 64)
+
+
+def test_every_field_that_is_read_makes_a_body_be_checked() -> None:
+    class Recorder(dict[str, Any]):
+        def get(self, key: str, default: Any = None) -> Any:
+            assert key in _CHECKED
+            return super().get(key, default)
+
+    check_generation(Recorder(n=1), 8)

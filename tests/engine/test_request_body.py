@@ -6,8 +6,9 @@ import asyncio
 import gc
 import json
 import threading
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -155,6 +156,28 @@ def test_bodies_at_the_same_time_share_the_memory() -> None:
         return [*statuses, await Exchange(b"x" * 500).run(memory)]
 
     assert asyncio.run(run()) == [503, 200, 200, 200, 200, 200]
+
+
+def test_memory_that_the_garbage_collector_gives_back_does_not_block_a_request() -> None:
+    class Owner:
+        def __init__(self) -> None:
+            self.cycle = self
+
+    memory = RequestMemory(10)
+    threshold = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for _ in range(20):
+            share, owner = Share(memory), Owner()
+            share.take(1)
+            weakref.finalize(owner, share.release)
+            del owner
+            with suppress(GracefulHTTPError):
+                memory.take(11)
+    finally:
+        gc.set_threshold(*threshold)
+    gc.collect()
+    memory.take(10)
 
 
 def test_a_client_that_hangs_up_leaves_nothing_behind() -> None:

@@ -136,6 +136,16 @@ async def test_every_framing_of_a_body_is_understood(answer: bytes) -> None:
         assert await whole(await asked(connections)) == b"hello"
 
 
+async def test_trailers_do_not_become_headers() -> None:
+    answer = OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Late: 1\r\n\r\n"
+    async with engine(answer) as connections:
+        connection = await asked(connections)
+        await connection.read_head()
+        while await connection.read():
+            pass
+        assert b"x-late" not in connection.headers
+
+
 async def test_a_body_without_a_length_ends_with_its_connection() -> None:
     async with engine(OK + b"\r\nhello", hang_up=True) as connections:
         connection = await asked(connections)

@@ -18,6 +18,6 @@ SLACK_S = 10
 @pytest.mark.timeout(900)
 def test_floods_take_neither_the_gateways_memory_nor_another_tenants_answers() -> None:
     script = [sys.executable, str(ROOT / "scripts" / "flood_gateway.py")]
-    options = ["--one-gateway", "--seconds", "1", "--check", "--slack", str(SLACK_S)]
+    options = ["--per-gateway", "16", "--seconds", "1", "--check", "--slack", str(SLACK_S)]
     done = subprocess.run([*script, *options], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -173,6 +173,22 @@ async def test_a_burst_of_requests_does_not_hold_up_other_senders() -> None:
     assert len(started) == 1_002  # at once, when nothing waits
 
 
+async def test_a_request_that_fails_to_start_does_not_stop_the_others() -> None:
+    requests, started = FairScheduler(), list[int]()
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+
+    def start(number: int) -> None:
+        if number == STARTS:
+            raise ValueError
+        started.append(number)
+
+    for number in range(3 * STARTS):
+        requests.start(lambda: "one", partial(start, number))
+    for _ in range(9):
+        await asyncio.sleep(0)
+    assert len(started) == 3 * STARTS - 1
+
+
 @pytest.mark.parametrize(("keys", "tenants"), [(TWO_KEYS, {"a", "b", None}), (None, {"anonymous"})])
 async def test_only_valid_keys_count_as_separate_senders(
     world: MakeWorld, monkeypatch: pytest.MonkeyPatch, keys: Any, tenants: set[str | None]
@@ -270,14 +286,14 @@ def test_a_gateway_may_open_as_many_files_as_its_connections_need_or_takes_fewer
 import resource
 from ep_serve.gateway.server import _with_open_files
 from ep_serve.gateway.settings import GatewaySettings
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, 3_000))
-for connections in (500, 5_000):
+for connections, allowed in ((500, 3_000), (5_000, 3_000), (100, 1_024)):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, allowed))
     given = {"upstreams": ["http://localhost"], "request": {"max_connections": connections}}
     settings = _with_open_files(GatewaySettings.model_validate(given))
     print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], settings.request.max_connections)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["2024", "500", "3000", "988"]
+    assert done.stdout.split() == ["2024", "500", "3000", "988", "1024", "100"]
     assert "request.max_connections is 988 instead of 5000" in done.stderr
 
 

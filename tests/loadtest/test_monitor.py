@@ -94,6 +94,7 @@ def test_only_the_event_loop_keeps_its_buckets() -> None:
     assert growth({}, parse(text)) == parse(text)
 
 
+@pytest.mark.quiet
 def test_short_answers_do_not_slip_through(mock: MockServer) -> None:
     mock.first_s, mock.gap_s = 0.1, 0.03  # over before the second sample of a steady pace
     monitor = watch(mock, 2)

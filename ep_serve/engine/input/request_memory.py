@@ -19,7 +19,8 @@ class RequestMemory:
     def __init__(self, limit: int = 1 << 32) -> None:
         self.limit = limit
         self._used = 0
-        self._lock = threading.Lock()
+        # A finalizer may give memory back in the thread that holds it, whenever objects are made.
+        self._lock = threading.RLock()
 
     def take(self, nbytes: int) -> None:
         """Count bytes as held.
@@ -28,14 +29,15 @@ class RequestMemory:
             GracefulHTTPError: they would exceed the limit (HTTP 503).
         """
         with self._lock:
-            if self._used + nbytes > self.limit:
-                raise GracefulHTTPError(
-                    f"The server is busy: requests hold {self._used} bytes of memory, {nbytes} "
-                    f"more would exceed the limit of {self.limit} (request_memory_gib). "
-                    "Try again later.",
-                    HTTPStatus.SERVICE_UNAVAILABLE,
-                )
-            self._used += nbytes
+            used = self._used
+            if used + nbytes <= self.limit:
+                self._used = used + nbytes
+                return
+        raise GracefulHTTPError(
+            f"The server is busy: requests hold {used} bytes of memory, {nbytes} more would exceed "
+            f"the limit of {self.limit} (request_memory_gib). Try again later.",
+            HTTPStatus.SERVICE_UNAVAILABLE,
+        )
 
     def give_back(self, nbytes: int) -> None:
         """Count bytes as free again."""

@@ -30,6 +30,8 @@ class RequestBody:
         self._share = Share(memory)
         self._limit = memory.limit // REQUEST_SHARE
         self._messages: list[Message] = []
+        self.is_complete = False
+        """Whether nothing of the body is left to be read."""
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
         """Read the body, or up to where the client hung up.
@@ -47,6 +49,7 @@ class RequestBody:
             self._share.take(COPIES * len(chunk))
             self._messages.append(message)
             more = message.get("more_body", False)
+        self.is_complete = True
         body = b"".join(message.get("body", b"") for message in self._messages)
         if self._messages[-1]["type"] == "http.request":
             self._messages = [{"type": "http.request", "body": body, "more_body": False}]

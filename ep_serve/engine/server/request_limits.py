@@ -88,7 +88,8 @@ class RequestLimits:
                 await _refuse(send, HTTPStatus.BAD_REQUEST, str(error), error.field)
             except GracefulHTTPError as error:
                 body.release()
-                await _refuse(send, error.http_status, str(error), unread=receive)
+                unread = None if body.is_complete else receive
+                await _refuse(send, error.http_status, str(error), unread=unread)
             else:
                 await self.app(scope, body.replayed(receive), send)
         finally:

@@ -51,15 +51,17 @@ class FairScheduler:
 
     def _next_turn(self) -> None:
         self._started = 0
-        while self._waiting and self._started < STARTS:
-            sender, actions = self._waiting.popitem(last=False)
-            self._started += 1
-            action = actions.popleft()
-            if actions:
-                self._waiting[sender] = actions
-            action()
-        if self._started:
-            asyncio.get_running_loop().call_soon(self._next_turn)
+        try:
+            while self._waiting and self._started < STARTS:
+                sender, actions = self._waiting.popitem(last=False)
+                self._started += 1
+                action = actions.popleft()
+                if actions:
+                    self._waiting[sender] = actions
+                action()
+        finally:
+            if self._started:
+                asyncio.get_running_loop().call_soon(self._next_turn)
 
 
 class ClientConnections:

@@ -202,7 +202,7 @@ class Connection(asyncio.Protocol):
             self._keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._complete:
+        if not self._has_head:  # trailers are ignored
             self.headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:

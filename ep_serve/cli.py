@@ -129,11 +129,15 @@ def add_serve(groups: Groups) -> None:
         description="Serve a checkpoint. Options not listed here are those of vLLM's server.",
         allow_abbrev=False,
     )
-    parser.add_argument("checkpoint", help="directory of a checkpoint")
+    parser.add_argument("checkpoint", help="directory or model name of a checkpoint")
     media = parser.add_argument_group("media (defaults: the checkpoint's and Qwen2.5-Omni's)")
     media.add_argument("--keep-ratio", type=float, help="fraction of the AV tokens to keep")
-    media.add_argument("--rho-audio", type=float, help="sound to drop (omnisift, omnizip)")
-    media.add_argument("--rho-video", type=float, help="picture to drop (omnisift, omnizip)")
+    media.add_argument(
+        "--rho-audio", type=float, help="fraction of audio tokens to drop (omnisift, omnizip)"
+    )
+    media.add_argument(
+        "--rho-video", type=float, help="fraction of video tokens to drop (omnisift, omnizip)"
+    )
     media.add_argument("--fps", type=float, help="frames sampled from each second of a video")
     media.add_argument("--max-fps", type=float, help="highest fps that a request may ask for")
     media.add_argument("--max-frames", type=int, help="frames sampled from one video at most")
@@ -144,8 +148,8 @@ def add_serve(groups: Groups) -> None:
         "--sieve", help="cs2, omnisift, omnizip, uniform, random, none or an installed one"
     )
     engine.add_argument("--max-full-tokens", type=int, help="longest prompt before reduction")
-    engine.add_argument("--tower-cache-gib", type=float, help="tower outputs to remember")
-    engine.add_argument("--media-cache-gib", type=float, help="processed media to remember")
+    engine.add_argument("--tower-cache-gib", type=float, help="GiB for cached tower outputs")
+    engine.add_argument("--media-cache-gib", type=float, help="GiB for cached media features")
     engine.add_argument("--max-n", type=int, help="most answers to one request [8]")
     engine.add_argument(
         "--step-timeout",
@@ -201,7 +205,7 @@ def _serve_behind_gateway(arguments: argparse.Namespace) -> int:
 
 
 def add_gateway(groups: Groups) -> None:
-    """`ep-serve gateway --upstream URL`: what stands between the internet and the engines."""
+    """`ep-serve gateway --upstream URL`."""
     from ep_serve.gateway.command import add_options, run
 
     parser = groups.add_parser("gateway", help="run the gateway in front of one or many engines")
@@ -215,7 +219,7 @@ def add_train(groups: Groups) -> None:
         "train",
         help="train a checkpoint on conversations about media",
         description="Train refiner, score head and decoder of an EchoingPixels checkpoint; the "
-        "towers stay as they are. A training that was stopped goes on where it was.",
+        "towers stay as they are. An interrupted training resumes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, help="directory of a checkpoint")

@@ -54,7 +54,7 @@ class Metrics:
         )
         self.loop_late = Histogram(
             "ep_serve_event_loop_late_seconds",
-            "How late the API process's event loop runs what is due.",
+            "Event loop lag of the API process.",
             buckets=LATE_BUCKETS,
         )
         self.tower_hits = Counter(
@@ -71,9 +71,7 @@ class Metrics:
         self.decodes = Counter(
             "ep_serve_media_decodes", "Files decoded in the API process.", ["kind"]
         )
-        self.media_hits = Counter(
-            "ep_serve_media_cache_hits", "Media whose processed form was remembered."
-        )
+        self.media_hits = Counter("ep_serve_media_cache_hits", "Media whose features were cached.")
         self.media_misses = Counter(
             "ep_serve_media_cache_misses", "Media that had to be processed."
         )

@@ -52,12 +52,12 @@ class Metrics:
         self.store_misses = Counter("store_misses", "Media that were new.", **own)
         self.store_bytes = Gauge("store_bytes", "Media on disk.", **own)
         self.bucket_bytes = Gauge("bucket_bytes", "Files in the bucket.", **own)
-        self.store_evicted = Counter("store_evicted", "Media removed for room or age.", **own)
+        self.store_evicted = Counter("store_evicted", "Media evicted by quota or expiry.", **own)
         self.upstream_up = Gauge(
             "upstream_up", "1 if an engine gets requests.", ["upstream"], **own
         )
         self.upstream_work = Gauge(
-            "upstream_requests", "Requests an engine works on.", ["upstream"], **own
+            "upstream_requests", "Requests in flight at an engine.", ["upstream"], **own
         )
         self.upstream_failures = Counter(
             "upstream_failures", "Attempts that an engine failed.", ["reason"], **own
@@ -67,12 +67,15 @@ class Metrics:
         )
         self.affinity = Counter(
             "affinity",
-            "Requests with media, by whether their engine was the same.",
+            "Requests with media, by whether they went to the engine preferred for the medium.",
             ["kept"],
             **own,
         )
         self.tokens = Counter(
-            "av_tokens", "Audio and video tokens before and after the reduction.", ["kind"], **own
+            "av_tokens",
+            "Audio, video and image tokens before and after the reduction.",
+            ["kind"],
+            **own,
         )
         self.completion_tokens = Counter("completion_tokens", "Tokens generated.", **own)
         for kind in ("full", "kept", "saved"):

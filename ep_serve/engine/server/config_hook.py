@@ -49,7 +49,10 @@ class ReducingConfig(VerifyAndUpdateConfig):
         settings = Settings.resolve(vllm_config)
         architecture = vllm_config.model_config.architecture
         if settings.refines != (architecture == ARCHITECTURE):
-            raise ValueError(f"this checkpoint cannot be served as {architecture}")
+            raise ValueError(
+                f"this checkpoint cannot be served as {architecture}: give an EchoingPixels model "
+                "as a directory, or without --sieve"
+            )
         _check_sieve(settings)
         _refuse_drafters(vllm_config)
         settings.attach(vllm_config.model_config)

@@ -1,4 +1,4 @@
-"""The two places where vLLM's OpenAI server has no extension point.
+"""Patches vLLM's chat API: request fields and `usage.reduction`.
 
 vLLM 0.32. Installed by `patches.py` in processes that serve our architecture.
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from yarl import URL
 
 KEEPALIVE_S = 3.0
-"""Idle connections are closed before vLLM's server does it (5 s), which a request could meet."""
+"""Idle connections are closed before an engine does it: after 5 s with `vllm serve`."""
 MAX_HEAD = 64 * 2**10
 SMALL = 64 * 2**10
 """Bodies up to this are copied behind their head: one write costs less than two."""

@@ -17,7 +17,7 @@ REQUEST_SHARE = 4
 COPIES = 5
 """How often a body is in memory: bytes, text, data URLs, files.
 
-Four while a request with a large data URL runs, one more while it is parsed.
+Estimated: four while a request with a large data URL runs, one more while it is parsed.
 """
 VALUE_BYTES = 128
 """Bytes of a JSON value in Python, besides its text."""
